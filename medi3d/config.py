@@ -249,7 +249,9 @@ def parse_task(mapping: Mapping[str, object], *, where: str) -> TaskConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        hint = f" {_nearest_key(key)}" if first["type"] == "unexpected_keyword_argument" else f" Got: {first['input']!r}."
+        hint = (
+            f" {_nearest_key(key)}" if first["type"] == "unexpected_keyword_argument" else f" Got: {first['input']!r}."
+        )
         raise ConfigError(f"{where}: {key}: {first['msg']}.{hint}") from None
     _check_consistency(task, where)
     return task

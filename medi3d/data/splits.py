@@ -1,0 +1,55 @@
+"""Folds for cross-validation: all cases of a patient lie in one fold, classes spread evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+from medi3d.errors import ConfigError, InputError
+from medi3d.io.prepared import PreparedCase
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of one fold's training and validation part."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def split_cases(
+    cases: Sequence[PreparedCase], *, folds: int, fold: int, seed: int, train_cases: int | None = None
+) -> Split:
+    """Split cases into the training and validation part of one fold.
+
+    Args:
+        cases: prepared cases; their ``group`` is the (hashed) patient, their ``target`` the class.
+        folds: number of folds.
+        fold: which fold to validate on, from 0.
+        seed: shuffles the patients.
+        train_cases: keep only this many training cases, drawn with ``seed``; the validation part stays the same.
+
+    Raises:
+        ConfigError: there is no such fold.
+        InputError: fewer patients than folds, or fewer training cases than asked for.
+    """
+    if not 0 <= fold < folds:
+        raise ConfigError(f"fold {fold} does not exist: train.folds is {folds}, so give 0 to {folds - 1}")
+    ordered = sorted(cases, key=lambda case: case.case_id)
+    groups = np.array([case.group for case in ordered])
+    patients = len(set(groups))
+    if patients < folds:
+        raise InputError(f"{patients} patients cannot be split into {folds} folds; set train.folds lower or add cases")
+    targets = np.array([0 if case.target is None else case.target for case in ordered])
+    ids = np.array([case.case_id for case in ordered])
+    splitter = StratifiedGroupKFold if len(set(targets)) > 1 else GroupKFold
+    parts = list(splitter(folds, shuffle=True, random_state=seed).split(ids, targets, groups))
+    train, validation = (ids[part] for part in parts[fold])
+    if train_cases is not None:
+        if train_cases > len(train):
+            raise InputError(f"train.cases is {train_cases}, but fold {fold} has only {len(train)} training cases")
+        train = np.sort(np.random.default_rng(seed).permutation(train)[:train_cases])
+    return Split(tuple(map(str, train)), tuple(map(str, validation)))

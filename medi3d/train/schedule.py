@@ -1,0 +1,79 @@
+"""Learning rates as functions of progress, and progress as a function of steps or of wall-clock time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from medi3d.errors import ConfigError
+from medi3d.registry import Registry
+
+Curve = Callable[[float], float]
+
+CURVES: Registry[Curve] = Registry("schedule")
+"""Progress in [0, 1] after the warm-up → factor of the learning rate."""
+
+CURVES.add("constant", lambda progress: 1.0)
+CURVES.add("cosine", lambda progress: 0.5 * (1 + math.cos(math.pi * progress)))
+CURVES.add("poly", lambda progress: (1 - progress) ** 0.9)
+
+
+def rate_factor(schedule: str, progress: float, *, warmup: float) -> float:
+    """Return the factor of the learning rate at ``progress``.
+
+    Args:
+        schedule: a row of :data:`CURVES`.
+        progress: share of the run that is done, in [0, 1].
+        warmup: share over which the factor rises linearly.
+
+    Example:
+        >>> rate_factor("cosine", 0.05, warmup=0.1), rate_factor("constant", 0.5, warmup=0.1)
+        (0.5, 1.0)
+    """
+    if progress < warmup:
+        return progress / warmup
+    return CURVES[schedule]((progress - warmup) / max(1 - warmup, 1e-9))
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration such as ``10m``, ``1h30m``, ``45s``.
+
+    Raises:
+        ConfigError: it is none.
+
+    Example:
+        >>> parse_duration("1h30m")
+        5400.0
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    if not match or not any(match.groups()):
+        raise ConfigError(f"train.budget: {text!r} is no duration; write 45s, 10m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ConfigError(f"train.budget: {text!r} is no time at all")
+    return total
+
+
+@dataclass
+class Pace:
+    """How far a run is: by steps, or by wall clock where there is a budget.
+
+    The validation that ends the run belongs to the budget, so its length (that of the longest so far) is held back.
+    """
+
+    steps: int
+    budget_s: float | None
+    validation_s: float = 0.0
+    progress: float = 0.0
+
+    def update(self, step: int, elapsed_s: float) -> float:
+        """Return the progress in [0, 1] after ``step`` steps and ``elapsed_s`` seconds; it never goes back."""
+        if self.budget_s is None:
+            now = step / self.steps
+        else:
+            now = elapsed_s / max(self.budget_s - self.validation_s, 1e-9)
+        self.progress = min(max(self.progress, now), 1.0)
+        return self.progress
