@@ -1,0 +1,169 @@
+"""The layers of a folded network that look along depth.
+
+Only convolutions are replaced, because their weights change. What every other layer does along depth is a hook on the 2D
+layer, which stays as it is and keeps its names: before it (`TakeEvery`, `ReduceDepth`), after it (`PoolDepth`), or around it
+(`PerVolume`, `Tall`). Hooks are objects that hold the shared `Stack`, so deepcopy and pickle keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medi3d.inflate.depthwise import conv3d
+from medi3d.inflate.fold import Stack
+from medi3d.inflate.profiles import inflate_kernel
+from medi3d.inflate.window import DepthPadding, DepthWindow, pad_depth
+
+Reduction: TypeAlias = Callable[[list[Tensor]], Tensor]
+
+
+class FoldedConv(nn.Module):
+    """A 2D convolution turned 3D, on folded slices: (B·D, I, H, W) → (B·D', O, H', W').
+
+    Args:
+        conv: the 2D convolution; its bias is shared, its weight becomes (O, I/groups, T, kH, kW).
+        window: what the convolution does along depth.
+        stack: how many volumes the slices belong to.
+        init: name of the depth profile.
+        depth_padding: what lies beyond the first and last slice. In plane the padding stays that of ``conv``.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, window: DepthWindow, stack: Stack, *, init: str, depth_padding: DepthPadding
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.kernel_size = (window.size, *conv.kernel_size)
+        self.stride = (window.stride, *conv.stride)
+        self.dilation = (window.dilation, *conv.dilation)
+        self.padding = conv.padding
+        self.padding_mode = conv.padding_mode
+        self.window, self.stack, self.depth_padding = window, stack, depth_padding
+        weight = inflate_kernel(conv.weight.detach(), window.size, init)
+        self.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+        self.bias = conv.bias
+        self.training = conv.training
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """Convolve folded slices (B·D, I, H, W)."""
+        (top, bottom), (left, right) = self._in_plane(slices, 0), self._in_plane(slices, 1)
+        plane = (top, left)
+        if top != bottom or left != right or self.padding_mode != "zeros":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            slices = F.pad(slices, (left, right, top, bottom), mode)
+            plane = (0, 0)
+        volume = self.stack.unfold(slices)  # (B·D, I, H, W) → (B, I, D, H, W)
+        volume = pad_depth(volume, *self.window.padding(volume.shape[2]), self.depth_padding)
+        return self.stack.fold(
+            conv3d(volume, self.weight, self.bias, self.stride, (0, *plane), self.dilation, self.groups)
+        )
+
+    def _in_plane(self, slices: Tensor, axis: int) -> tuple[int, int]:
+        size, stride, dilation = self.kernel_size[1 + axis], self.stride[1 + axis], self.dilation[1 + axis]
+        if self.window.same:
+            return DepthWindow(size, stride, dilation, same=True).padding(slices.shape[2 + axis])
+        return static_padding(self.padding, size, dilation, axis)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as PyTorch's convolutions do."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"dilation={self.dilation}, groups={self.groups}, depth_padding={self.depth_padding}"
+        )
+
+
+def static_padding(padding: str | tuple[int, ...], size: int, dilation: int, axis: int) -> tuple[int, int]:
+    """Return PyTorch's padding (before, after) of one axis of a 2D convolution."""
+    if padding == "valid":
+        return 0, 0
+    if isinstance(padding, str):  # "same"
+        total = dilation * (size - 1)
+        return total // 2, total - total // 2
+    return padding[axis], padding[axis]
+
+
+class TakeEvery:
+    """Before a layer: keep every ``stride``-th slice, as a 1×1 convolution with a stride does in plane."""
+
+    def __init__(self, stack: Stack, stride: int) -> None:
+        self.stack, self.stride = stack, stride
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Subsample the first argument, slices (B·D, C, H, W), along depth."""
+        volume = self.stack.unfold(args[0])[:, :, :: self.stride]
+        return (self.stack.fold(volume), *args[1:])
+
+
+class ReduceDepth:
+    """Before an adaptive pool: reduce depth to one, so that the pool's windows span the whole of it."""
+
+    def __init__(self, stack: Stack, reduction: str) -> None:
+        self.stack, self.reduction = stack, reduction
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Turn slices (B·D, C, H, W) into (B, C, H, W)."""
+        volume = self.stack.unfold(args[0])
+        return (volume.mean(2) if self.reduction == "mean" else volume.amax(2), *args[1:])
+
+
+class PoolDepth:
+    """After a 2D pool: pool along depth too; a box-shaped window is separable. Ends are replicated, which max does not see."""
+
+    def __init__(self, stack: Stack, window: DepthWindow, reduction: str) -> None:
+        self.stack, self.window, self.reduction = stack, window, reduction
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Pool slices (B·D, C, H, W) to (B·D', C, H, W)."""
+        volume = self.stack.unfold(output)
+        volume = pad_depth(volume, *self.window.padding(volume.shape[2]), "replicate")
+        window = self.window
+        last = (volume.shape[2] - window.extent) // window.stride * window.stride
+        starts = range(0, window.extent, window.dilation)
+        taps = [volume[:, :, start : start + last + 1 : window.stride] for start in starts]
+        if self.reduction == "max":
+            return self.stack.fold(reduce(torch.maximum, taps))
+        return self.stack.fold(reduce(torch.add, taps) / window.size)
+
+
+class PerVolume:
+    """Around a layer that acts on the first axis only, as stochastic depth does: it sees (B, D, C, H, W)."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+
+    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Split the first axis (B·D, …) → (B, D, …)."""
+        return (args[0].unflatten(0, (self.stack.volumes, -1)), *args[1:])
+
+    def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Merge the first axes (B, D, …) → (B·D, …)."""
+        return output.flatten(0, 1)
+
+
+class Tall:
+    """Around a layer that treats all positions alike: it sees (B, C, D·H, W), so that its statistics are a volume's.
+
+    In channels-last memory this is a view. It fits squeeze-excitation, group and instance norms, and pools to one value.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.depth = 1
+
+    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Put the slices of a volume below each other: (B·D, C, H, W) → (B, C, D·H, W)."""
+        volume = self.stack.unfold(args[0])
+        self.depth = volume.shape[2]
+        return (volume.flatten(2, 3), *args[1:])
+
+    def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Undo `enter`, unless the output holds one value for the whole volume."""
+        if output.ndim != 4 or output.shape[2] != args[0].shape[2] or output.shape[3] != args[0].shape[3]:
+            return output
+        return self.stack.fold(output.unflatten(2, (self.depth, -1)))
