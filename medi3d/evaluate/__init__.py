@@ -1,1 +1,24 @@
-"""TODO."""
+"""Predictions against references: files or arrays in, scores with intervals out. It knows no model and no training."""
+
+from medi3d.evaluate.classification import evaluate_classification
+from medi3d.evaluate.metrics import SEGMENT_METRICS, dice_scores, segment_scores
+from medi3d.evaluate.probabilities import classification_statistics
+from medi3d.evaluate.result import ALL_LABELS, METRIC_TITLES, Evaluation
+from medi3d.evaluate.segmentation import evaluate_segmentation
+from medi3d.evaluate.statistics import Interval, bootstrap_difference, bootstrap_interval, mean_of
+
+__all__ = [
+    "ALL_LABELS",
+    "METRIC_TITLES",
+    "SEGMENT_METRICS",
+    "Evaluation",
+    "Interval",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "classification_statistics",
+    "dice_scores",
+    "evaluate_classification",
+    "evaluate_segmentation",
+    "mean_of",
+    "segment_scores",
+]
