@@ -1,0 +1,88 @@
+"""SimpleITK ↔ volumes: (x, y, z) and LPS on its side, (D, H, W) and RAS on ours; NRRD and MetaImage files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from medi3d.errors import InputError
+from medi3d.io.raw import LPS_TO_RAS, RawImage, reverse_axes
+from medi3d.types import Array
+from medi3d.volume import Affine, Grid, Volume
+
+
+def to_sitk(volume: Volume) -> sitk.Image:
+    """Return a SimpleITK image of the same voxels at the same places; several channels become a vector image.
+
+    Example:
+        >>> to_sitk(Volume(np.zeros((1, 4, 5, 6), np.float32), np.diag([3.0, 2.0, 1.0, 1.0]))).GetSize()
+        (6, 5, 4)
+    """
+    return array_to_sitk(volume.array, volume.grid)
+
+
+def array_to_sitk(array: Array, grid: Grid) -> sitk.Image:
+    """Return a SimpleITK image of an array ``(C, D, H, W)`` that lies on ``grid``."""
+    vector = array.shape[0] > 1
+    image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array[0], isVector=vector)
+    set_sitk_grid(image, grid)
+    return image
+
+
+def set_sitk_grid(target: sitk.Image | sitk.ResampleImageFilter, grid: Grid) -> None:
+    """Give an image, or the output of a resampling filter, the geometry of ``grid``."""
+    affine = LPS_TO_RAS @ reverse_axes(grid.affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    prefix = "SetOutput" if isinstance(target, sitk.ResampleImageFilter) else "Set"
+    getattr(target, f"{prefix}Origin")(affine[:3, 3].tolist())
+    getattr(target, f"{prefix}Spacing")(spacing.tolist())
+    getattr(target, f"{prefix}Direction")((affine[:3, :3] / spacing).ravel().tolist())
+
+
+def from_sitk(image: sitk.Image) -> Volume:
+    """Return the volume of a 3-D SimpleITK image, of the image's own type.
+
+    Raises:
+        InputError: the image is not 3-D.
+    """
+    raw = raw_from_sitk(image)
+    return Volume(raw.array, raw.affine)
+
+
+def raw_from_sitk(image: sitk.Image) -> RawImage:
+    """Return array and affine of a 3-D SimpleITK image (see :func:`from_sitk`)."""
+    if image.GetDimension() != 3:
+        raise InputError(f"expected a 3-D image, got {image.GetDimension()}-D of size {image.GetSize()}")
+    array = sitk.GetArrayFromImage(image)
+    channels_first = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    return RawImage(channels_first, sitk_affine(image))
+
+
+def sitk_affine(image: sitk.Image) -> Affine:
+    """Return the 4×4 ``(d, h, w)`` index → RAS affine of a 3-D SimpleITK image."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return reverse_axes(LPS_TO_RAS @ affine)
+
+
+def read_itk(path: Path) -> RawImage:
+    """Read a NRRD or MetaImage file.
+
+    Raises:
+        InputError: the file cannot be read, or is not 3-D.
+    """
+    try:
+        return raw_from_sitk(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise InputError(f"{path}: SimpleITK cannot read it: {itk_reason(error)}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """Return the telling line of an ITK exception, which is a page of C++ locations."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rpartition("): ")[2] if lines else "unknown error"
