@@ -86,6 +86,20 @@ def evaluate_segmentation(
     )
 
 
+def find_labels(references: PathLike) -> dict[int, str]:
+    """Return the foreground values that occur in reference files, each named ``label <value>``.
+
+    Raises:
+        InputError: there is no reference, one cannot be read, or all are empty.
+    """
+    values: set[int] = set()
+    for path in io.image_files(references):
+        values |= set(np.unique(io.read_label_map(path).array).tolist()) - {0}
+    if not values:
+        raise InputError(f"{references}: no label in any reference; expected values above 0")
+    return {value: f"label {value}" for value in sorted(values)}
+
+
 def _pair_files(
     predictions: Files, references: Files
 ) -> tuple[dict[str, tuple[Path, Path]], tuple[str, ...], tuple[str, ...]]:
