@@ -93,7 +93,8 @@ class Grid:
     def world_to_index(self, point_mm: Sequence[float] | Array) -> Array:
         """Map RAS millimetres, shape ``(..., 3)``, to fractional ``(d, h, w)`` indices, same shape."""
         inverse = np.linalg.inv(self.affine)
-        return np.asarray(point_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        index: Array = np.asarray(point_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        return index
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
         """Return the grid of the box of ``shape`` voxels whose first voxel is ``start`` (which may lie outside)."""

@@ -37,12 +37,12 @@ def preprocess(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [number of CPUs]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare unchanged cases as well.")] = False,
-    assignments: Annotated[
+    assign: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key of the task: preprocess.crop=foreground.")
     ] = None,
 ) -> None:
     """Prepare raw cases for training: orient, resample, crop, normalise."""
-    overrides = parse_assignments(assignments or [])
+    overrides = parse_assignments(assign or [])
     if spacing:
         overrides["preprocess.spacing_mm"] = parse_spacing(spacing)
     tasks = [load_task(name, overrides=overrides) for name in task or _tasks_with_raw_data(data)]

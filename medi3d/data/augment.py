@@ -28,7 +28,10 @@ class Augmenter:
         if config.rotate_degrees or config.scale:
             moves.append(
                 tio.RandomAffine(
-                    scales=config.scale, degrees=config.rotate_degrees, default_pad_value=0.0, p=config.spatial_probability
+                    scales=config.scale,
+                    degrees=config.rotate_degrees,
+                    default_pad_value=0.0,
+                    p=config.spatial_probability,
                 )
             )
         if config.mirror_axes:

@@ -77,7 +77,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
     def _case_of(self, index: int) -> PreparedCase:
         epoch, position = divmod(index, len(self.cases))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))
-        return self.cases[order[position]]
+        return self.cases[int(order[position])]
 
     def _draw_start(self, case: PreparedCase, rng: np.random.Generator) -> IntTriple:
         labels = sorted(value for value, voxels in case.foreground.items() if len(voxels))

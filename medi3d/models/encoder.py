@@ -30,15 +30,15 @@ INITS: dict[str, str | None] = {
 """Initialisation → depth profile of the ImageNet weights; ``None`` draws random ones."""
 
 _PIXEL_OF_SCALE: dict[str, tuple[float, float]] = {"unit": (1.0, 0.0), "zscore": (0.226, 0.449)}
-"""Input scale → (factor, offset) to pixels in [0, 1]. A z-score is spread like ImageNet's grey pixels, whose mean is 0.449
-and standard deviation 0.226 (the averages of the usual RGB statistics)."""
+"""Input scale → (factor, offset) to pixels in [0, 1]. A z-score is spread like ImageNet's grey pixels: mean 0.449,
+standard deviation 0.226 (the averages of the usual RGB statistics)."""
 
 
 class InputScaling(nn.Module):
     """Bring each input channel to the backbone's own scale.
 
-    ``(B, C, D, H, W)`` → the same with ``x · factor + offset`` per channel and, where the backbone's RGB statistics differ
-    between the colours, one more channel of ones that carries the difference exactly through zero padding.
+    ``(B, C, D, H, W)`` → the same with ``x · factor + offset`` per channel and, where the backbone's RGB statistics
+    differ between the colours, a channel of ones that carries the difference exactly through zero padding.
     """
 
     factor: Tensor
@@ -110,13 +110,13 @@ def create_encoder(
 
     Args:
         name: timm's name of the backbone, for example ``"tf_efficientnet_lite0"``.
-        in_channels: channels of the volumes. Three are taken as RGB; of any other number each gets an equal share of the
-            grey response, so that equal channels answer as the 2D network on the RGB copy.
-        init: ``imagenet-inflated`` (I3D's mean), ``imagenet-center``, ``imagenet-overshoot``, ``random``, or the path of a
-            medi3d checkpoint whose encoder is taken.
+        in_channels: channels of the volumes. Three are taken as RGB; of any other number each gets an equal share of
+            the grey response, so that equal channels answer as the 2D network on the RGB copy.
+        init: ``imagenet-inflated`` (I3D's mean), ``imagenet-center``, ``imagenet-overshoot``, ``random``, or the path
+            of a medi3d checkpoint whose encoder is taken.
         weights: a file with the backbone's 2D weights; else an installed weights package, else timm's hub cache.
-        input_scale: ``"unit"`` for intensities in [0, 1] (CT windows), ``"zscore"`` for zero mean and unit deviation (MR);
-            one for all channels or one each.
+        input_scale: ``"unit"`` for intensities in [0, 1] (CT windows), ``"zscore"`` for zero mean, unit deviation
+            (MR); one for all channels or one each.
         stages: number of stages, finest first; ``None`` takes all.
         stem_stride: 1 or 2 overrides the first convolution's stride (1 doubles every feature map's resolution).
         depth_padding: how convolutions see past the first and last slice; ``"zeros"`` is not exact.
@@ -135,13 +135,12 @@ def create_encoder(
     state = find_imagenet_weights(name, Path(weights) if weights is not None else None) if pretrained else None
     backbone = create_backbone(
         name,
-        in_channels=3 if pretrained else in_channels,
         stages=stages,
         state=state,
         pretrained=pretrained and state is None,
     )
     scales = (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale)
-    scaling = _fit_input(backbone, scales, pretrained=pretrained)
+    scaling = _fit_input(backbone, scales)
     divisor = _set_stem_stride(backbone.module, name, stem_stride)
     strides = tuple((s, s, s) for s in (stride // divisor for stride in backbone.strides))
     body = inflate(backbone.module, init=profile or "mean", depth_padding=depth_padding)
@@ -182,7 +181,7 @@ def _resolve_init(init: str) -> tuple[str | None, Path | None]:
     raise ConfigError(unknown_name_message("init", init, INITS) + ", or the path of a checkpoint")
 
 
-def _fit_input(backbone: Backbone, scales: tuple[str, ...], *, pretrained: bool) -> InputScaling:
+def _fit_input(backbone: Backbone, scales: tuple[str, ...]) -> InputScaling:
     """Give the stem as many input channels as there are ``scales``, and return the scaling in front of it.
 
     With RGB weights w_c, mean m_c and deviation s_c, the grey response Σ_c w_c (p − m_c) / s_c of a pixel p equals
@@ -194,19 +193,18 @@ def _fit_input(backbone: Backbone, scales: tuple[str, ...], *, pretrained: bool)
     means, stds = torch.tensor(backbone.mean), torch.tensor(backbone.std)
     gain, bias = torch.tensor([_PIXEL_OF_SCALE[scale] for scale in scales]).unbind(1)
     count = len(scales)
-    if pretrained and count == 3:
+    if count == 3:
         return InputScaling(gain / stds, (bias - means) / stds, append_ones=False)
     mean, std = means.mean(), stds.mean()
     residual = (mean - means) / stds
-    append_ones = pretrained and bool(residual.abs().max() > 1e-6)
-    if pretrained:
-        stem = _find_stem(backbone.module)
-        weight = stem.weight.detach()  # (O, 3, kH, kW)
-        grey = (weight * (std / stds).reshape(1, 3, 1, 1)).sum(1, keepdim=True) / count
-        parts = [grey.expand(-1, count, -1, -1)]
-        parts += [(weight * residual.reshape(1, 3, 1, 1)).sum(1, keepdim=True)] if append_ones else []
-        stem.weight = nn.Parameter(torch.cat(parts, dim=1).contiguous())  # (O, C [+ 1], kH, kW)
-        stem.in_channels = stem.weight.shape[1]
+    append_ones = bool(residual.abs().max() > 1e-6)
+    stem = _find_stem(backbone.module)
+    weight = stem.weight.detach()  # (O, 3, kH, kW)
+    grey = (weight * (std / stds).reshape(1, 3, 1, 1)).sum(1, keepdim=True) / count
+    parts = [grey.expand(-1, count, -1, -1)]
+    parts += [(weight * residual.reshape(1, 3, 1, 1)).sum(1, keepdim=True)] if append_ones else []
+    stem.weight = nn.Parameter(torch.cat(parts, dim=1).contiguous())  # (O, C [+ 1], kH, kW)
+    stem.in_channels = stem.weight.shape[1]
     return InputScaling(gain / std, (bias - mean) / std, append_ones=append_ones)
 
 
@@ -223,8 +221,8 @@ def _set_stem_stride(module: nn.Module, name: str, stem_stride: int | None) -> i
         return 1
     if stem_stride > own or stem.kernel_size[0] <= own:
         raise ConfigError(
-            f"{name}: its first convolution (kernel {stem.kernel_size[0]}, stride {own}) cannot take stride {stem_stride}; "
-            f"leave model.stem_stride out"
+            f"{name}: its first convolution (kernel {stem.kernel_size[0]}, stride {own}) cannot take stride "
+            f"{stem_stride}; leave model.stem_stride out"
         )
     stem.stride = (stem_stride, stem_stride)
     return own // stem_stride

@@ -1,4 +1,6 @@
-"""A U-Net whose encoder is an inflated backbone (Ronneberger et al. 2015, arXiv:1505.04597; Çiçek et al. 2016, arXiv:1606.06650).
+"""A U-Net whose encoder is an inflated backbone.
+
+After Ronneberger et al. 2015, arXiv:1505.04597, and in 3D Çiçek et al. 2016, arXiv:1606.06650.
 
 Feature maps are enlarged to the size of the next finer one, whatever that is, so any volume size works.
 """

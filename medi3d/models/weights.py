@@ -87,6 +87,6 @@ def _match_names(backbone: str, state: dict[str, torch.Tensor], where: str) -> d
     shapes = [tensor.shape for tensor in expected.values()]
     if [tensor.shape for tensor in state.values()] != shapes:
         raise WeightsError(
-            f"{where}: holds {len(state)} tensors that match {backbone} ({len(expected)} tensors) neither by name nor in order"
+            f"{where}: holds {len(state)} tensors that fit {backbone} ({len(expected)}) neither by name nor in order"
         )
     return dict(zip(expected, state.values(), strict=True))

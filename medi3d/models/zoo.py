@@ -1,6 +1,6 @@
 """2D backbones: the only module that imports timm.
 
-A backbone comes as a module that maps ``(B, 3, H, W)`` to a list of feature maps, with what its weights were trained on.
+A backbone is a module that maps ``(B, 3, H, W)`` to a list of feature maps, and what its weights were trained on.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def create_network(name: str, *, num_classes: int | None = None) -> nn.Module:
 def create_backbone(
     name: str,
     *,
-    in_channels: int = 3,
     stages: int | None = None,
     state: StateDict | None = None,
     pretrained: bool = False,
@@ -69,7 +68,6 @@ def create_backbone(
 
     Args:
         name: timm's name of the network, for example ``"resnet50"``.
-        in_channels: input channels; with weights it must be 3.
         stages: keep this many stages, finest first; ``None`` keeps all.
         state: the weights of the whole classification network, by timm's names; every tensor must fit.
         pretrained: without ``state``, take timm's own pretrained weights from the hub or its cache.
@@ -83,18 +81,15 @@ def create_backbone(
     if state is not None:
         _check_fits(name, state)
         overlay = {"pretrained_cfg_overlay": {"state_dict": dict(state)}}
-    module = _create_features(name, in_channels, pretrained or state is not None, overlay)
-    channels, strides = module.feature_info.channels(), module.feature_info.reduction()
+    module, channels, strides = _create_features(name, pretrained or state is not None, overlay)
     if stages is not None and stages > len(channels):
         raise ConfigError(
             f"{name} has {len(channels)} stages (strides {strides}); {stages} were asked for: set model.stages"
         )
     if stages is not None and stages < len(channels):
         indices = tuple(range(stages))
-        module = _create_features(
-            name, in_channels, pretrained or state is not None, {**overlay, "out_indices": indices}
-        )
-        channels, strides = module.feature_info.channels(), module.feature_info.reduction()
+        overlay["out_indices"] = indices
+        module, channels, strides = _create_features(name, pretrained or state is not None, overlay)
     trained_on = timm.get_pretrained_cfg(name)
     mean, std = (trained_on.mean, trained_on.std) if trained_on else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return Backbone(module, tuple(channels), tuple(strides), tuple(mean), tuple(std))
@@ -122,24 +117,24 @@ def _num_classes(name: str, state: StateDict) -> int | None:
     return None if bias is None else int(bias.shape[0])
 
 
-def _create_features(name: str, in_channels: int, pretrained: bool, options: Mapping[str, object]) -> nn.Module:
+def _create_features(
+    name: str, pretrained: bool, options: Mapping[str, object]
+) -> tuple[nn.Module, list[int], list[int]]:
     # timm reports the classifier's weights as unexpected in a network without one; _check_fits has checked them all.
     timm_log = logging.getLogger("timm.models._builder")
     level = timm_log.level
     timm_log.setLevel(logging.ERROR)
     try:
-        module: nn.Module = timm.create_model(
-            name, features_only=True, pretrained=pretrained, in_chans=in_channels, **options
-        )
+        module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except (OSError, ValueError) as error:
         if pretrained and "state_dict" not in str(options):
             raise WeightsError(
-                f"no pretrained weights of {name} could be had from the hub or its cache ({type(error).__name__}): connect "
-                f"once to fill the cache, name a file with --weights, or train from scratch with --init random"
+                f"no pretrained weights of {name} could be had from the hub or its cache ({type(error).__name__}): "
+                f"connect once to fill the cache, name a file with --weights, or train from scratch with --init random"
             ) from None
         raise
     except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"{name} gives no stage features ({error}); choose another backbone") from None
     finally:
         timm_log.setLevel(level)
-    return module
+    return module, module.feature_info.channels(), module.feature_info.reduction()

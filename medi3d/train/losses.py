@@ -38,5 +38,5 @@ def _weights(task: TaskConfig) -> Tensor | None:
 
 
 def create_loss(task: TaskConfig) -> Loss:
-    """Return the loss that a task asks for: ``(logits, truth) → scalar``; truth is ``(B, D, H, W)`` or ``(B,)`` int64."""
+    """Return a task's loss: ``(logits, truth) → scalar``, where truth is ``(B, D, H, W)`` or ``(B,)`` int64."""
     return LOSSES[task.train.loss](task)

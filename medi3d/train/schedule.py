@@ -71,9 +71,7 @@ class Pace:
 
     def update(self, step: int, elapsed_s: float) -> float:
         """Return the progress in [0, 1] after ``step`` steps and ``elapsed_s`` seconds; it never goes back."""
-        if self.budget_s is None:
-            now = step / self.steps
-        else:
-            now = elapsed_s / max(self.budget_s - self.validation_s, 1e-9)
+        available = math.inf if self.budget_s is None else max(self.budget_s - self.validation_s, 1e-9)
+        now = step / self.steps if self.budget_s is None else elapsed_s / available
         self.progress = min(max(self.progress, now), 1.0)
         return self.progress

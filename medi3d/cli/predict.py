@@ -1,0 +1,59 @@
+"""``medi3d predict``: label maps in the scanner's own geometry, or a CSV of class probabilities."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from medi3d.infer.batch import predict_files
+from medi3d.infer.predictor import Predictor
+
+
+class Checkpoint(str, Enum):
+    """Which of a run's checkpoints predicts."""
+
+    best = "best"
+    last = "last"
+
+
+class Center(str, Enum):
+    """Where a task's cube is cut."""
+
+    mask = "mask"
+    image = "image"
+
+
+def predict(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged.")],
+    source: Annotated[Path, typer.Option("--input", help="Image, folder of images, DICOM series, or .csv table.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results.")],
+    masks: Annotated[Path | None, typer.Option(help="Mask, or folder of masks, that tell where a cube is cut.")] = None,
+    center: Annotated[
+        Center, typer.Option(help="Cut a cube at the mask, or in the middle of the image.")
+    ] = Center.mask,
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Best by validation score, or last.")] = Checkpoint.best,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Predict new cases with trained runs; an output bears its input's name."""
+    predictor = Predictor(runs, device=device, checkpoint=checkpoint.value)
+    with Progress(console=Console(stderr=True)) as bar:
+        row = bar.add_task("predict", total=None)
+        summary = predict_files(
+            predictor,
+            source,
+            output,
+            masks=masks,
+            center_of_image=center is Center.image,
+            on_case=lambda case, number, total: bar.update(row, description=case, completed=number, total=total),
+        )
+    console = Console()
+    console.print(f"{len(summary.predicted)} predicted: {summary.output}", highlight=False, soft_wrap=True)
+    for case, problem in summary.problems.items():
+        typer.echo(f"{case}: {problem}", err=True)
+    if summary.problems:
+        raise typer.Exit(1)

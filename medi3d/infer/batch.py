@@ -1,0 +1,138 @@
+"""Prediction of many inputs: a bad one is named and left out, the others go on."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medi3d.errors import InputError, Medi3dError
+from medi3d.infer.predictor import Predictor
+from medi3d.io import case_name, image_files, read_label_map, write_label_map
+from medi3d.preprocess.crop import mask_center_mm
+from medi3d.preprocess.pipeline import read_image
+from medi3d.preprocess.sources import RawCase, group_channels, list_raw_cases
+from medi3d.types import FloatTriple
+from medi3d.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PredictionSummary:
+    """What a batch prediction did.
+
+    Attributes:
+        output: the folder of label maps, or the CSV file of probabilities.
+        predicted: case ids.
+        problems: case id → what is wrong with it.
+    """
+
+    output: Path
+    predicted: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def predict_files(
+    predictor: Predictor,
+    source: Path,
+    output: Path,
+    *,
+    masks: Path | None = None,
+    center_of_image: bool = False,
+    on_case: Callable[[str, int, int], None] | None = None,
+) -> PredictionSummary:
+    """Predict a file, a folder of files, a DICOM series, or the rows of a CSV table.
+
+    Args:
+        predictor: the trained runs.
+        source: what to predict. Files of several channels bear nnU-Net's suffixes ``_0000``, ``_0001``, ….
+        output: folder; a label map bears its input's name, probabilities go to ``predictions.csv``.
+        masks: for tasks that cut a cube: a mask, or a folder of masks with the inputs' names, that tell where.
+        center_of_image: for tasks that cut a cube: cut it in the middle of the volume.
+        on_case: called with a case id, its number and the number of cases before each case.
+
+    Raises:
+        InputError: there is nothing to predict.
+    """
+    cases = list_inputs(source, predictor, masks)
+    output.mkdir(parents=True, exist_ok=True)
+    segmentation = predictor.task.kind == "segmentation"
+    summary = PredictionSummary(output if segmentation else output / "predictions.csv")
+    rows: list[dict[str, object]] = []
+    for number, case in enumerate(cases):
+        if on_case is not None:
+            on_case(case.case_id, number, len(cases))
+        try:
+            volume = read_image(case.images, channels=predictor.task.in_channels)
+            if segmentation:
+                write_label_map(predictor.predict_labels(volume), output / f"{case.case_id}.nii.gz")
+            else:
+                rows.append(_classify(predictor, case, volume, center_of_image))
+        except Medi3dError as error:
+            summary.problems[case.case_id] = str(error)
+        else:
+            summary.predicted.append(case.case_id)
+    if rows:
+        _write_rows(rows, summary.output)
+    return summary
+
+
+def list_inputs(source: Path, predictor: Predictor, masks: Path | None) -> list[RawCase]:
+    """Find the cases that an ``--input`` names.
+
+    Raises:
+        InputError: it does not exist, or holds no images.
+    """
+    data = predictor.task.data
+    if not source.exists():
+        raise InputError(
+            f"{source}: no such file or folder; --input takes an image, a folder, a DICOM series or a .csv"
+        )
+    if source.suffix == ".csv":
+        cases, _ = list_raw_cases(source, data, need_label=False)
+        return cases
+    if source.is_dir() and data.layout == "patterns":
+        cases, _ = list_raw_cases(source, data, need_label=False)
+        if cases:
+            return cases
+    groups = group_channels(image_files(source), channels=predictor.task.in_channels)
+    return [RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()]
+
+
+def _mask_of(name: str, masks: Path | None) -> Path | None:
+    if masks is None or not masks.is_dir():
+        return masks
+    return next((path for path in image_files(masks) if case_name(path) == name), None)
+
+
+def _classify(predictor: Predictor, case: RawCase, volume: Volume, center_of_image: bool) -> dict[str, object]:
+    center = _center(case, volume, center_of_image) if predictor.task.preprocess.crop == "cube" else None
+    probabilities = predictor.predict_classes(volume, center_mm=center)
+    names = predictor.task.data.classes
+    row: dict[str, object] = {"case_id": case.case_id}
+    row |= {name: round(float(value), 6) for name, value in zip(names, probabilities, strict=True)}
+    return row | {"predicted": names[int(probabilities.argmax())]}
+
+
+def _center(case: RawCase, volume: Volume, center_of_image: bool) -> FloatTriple:
+    if center_of_image:
+        x, y, z = volume.grid.index_to_world([(n - 1) / 2 for n in volume.shape])
+        return float(x), float(y), float(z)
+    if case.center is None:
+        raise InputError(
+            f"{case.case_id}: this task cuts a cube and nothing tells where; give --masks with a mask of that name, "
+            f"a .csv with a mask column, or --center image"
+        )
+    return mask_center_mm(read_label_map(case.center))
+
+
+def _write_rows(rows: list[dict[str, object]], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)

@@ -1,0 +1,91 @@
+"""One or several trained runs as a function from a native volume to its prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.config import TaskConfig
+from medi3d.errors import ConfigError, InputError
+from medi3d.infer.restore import restore_labels
+from medi3d.infer.windows import predict_logits
+from medi3d.io.record import Record
+from medi3d.models.build import create_model
+from medi3d.preprocess.pipeline import prepare_image
+from medi3d.train.checkpoint import load_checkpoint
+from medi3d.train.run import RunFolder
+from medi3d.types import Array, FloatTriple
+from medi3d.volume import LabelMap, Volume
+
+
+class Predictor:
+    """The networks of one or several runs of the same task; their probabilities are averaged.
+
+    Args:
+        runs: run folders.
+        device: ``auto`` takes a GPU where there is one, or torch's name of a device.
+        checkpoint: ``best`` by the validation score, or the ``last``.
+
+    Raises:
+        InputError: a folder holds no run.
+        ConfigError: the runs differ in task, classes or preprocessing.
+        WeightsError: a checkpoint is missing or damaged.
+    """
+
+    def __init__(self, runs: Sequence[Path], *, device: str = "auto", checkpoint: str = "best") -> None:
+        folders = [RunFolder(run) for run in runs]
+        configs = [folder.load_config() for folder in folders]
+        self.task = configs[0]
+        for run, other in zip(runs, configs, strict=True):
+            if (other.kind, other.data, other.preprocess) != (self.task.kind, self.task.data, self.task.preprocess):
+                raise ConfigError(f"{run}: another task or preprocessing than {runs[0]}; average runs of one task only")
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self._members = [
+            (load_model(config, folder.best if checkpoint == "best" else folder.last).to(self.device), config)
+            for folder, config in zip(folders, configs, strict=True)
+        ]
+
+    def predict_labels(self, volume: Volume) -> LabelMap:
+        """Segment a native volume ``(C, D, H, W)``; the label map lies on the same grid."""
+        probabilities, record = self._probabilities(volume, None)
+        return restore_labels(probabilities, record)
+
+    def predict_classes(self, volume: Volume, *, center_mm: FloatTriple | None = None) -> Array:
+        """Classify a native volume.
+
+        Args:
+            volume: ``(C, D, H, W)``.
+            center_mm: where the task's cube lies, RAS millimetres; needed where the task cuts one.
+
+        Returns:
+            One probability a class.
+        """
+        return self._probabilities(volume, center_mm)[0].numpy()
+
+    def _probabilities(self, volume: Volume, center_mm: FloatTriple | None) -> tuple[Tensor, Record]:
+        if volume.num_channels != self.task.in_channels:
+            raise InputError(
+                f"the input has {volume.num_channels} channels; task {self.task.name} expects {self.task.in_channels} "
+                f"({', '.join(self.task.data.channels)})"
+            )
+        prepared, record = prepare_image(volume, self.task, center_mm=center_mm)
+        image = torch.from_numpy(prepared.array)
+        total = sum(torch.softmax(predict_logits(model, image, config), 0) for model, config in self._members)
+        assert isinstance(total, Tensor)
+        return total / len(self._members), record
+
+
+def load_model(task: TaskConfig, checkpoint: Path) -> nn.Module:
+    """Build a run's network and load its weights; no pretrained weights are looked for.
+
+    Raises:
+        WeightsError: the checkpoint is missing, damaged or of another architecture.
+    """
+    state = load_checkpoint(checkpoint)
+    model = create_model(replace(task, model=replace(task.model, init="random", weights=None)))
+    model.load_state_dict(state["model"])
+    return model.eval()

@@ -1,0 +1,268 @@
+"""The training loop, on accelerate: one process or many, CPU or GPU, full or mixed precision."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from medi3d.config import TaskConfig
+from medi3d.data.augment import Augmenter
+from medi3d.data.patches import PatchDataset
+from medi3d.data.splits import split_cases
+from medi3d.errors import InputError, Medi3dError
+from medi3d.io.prepared import PreparedCase, PreparedStore
+from medi3d.models.build import create_model
+from medi3d.train.checkpoint import load_checkpoint, save_checkpoint
+from medi3d.train.losses import create_loss
+from medi3d.train.run import RunFolder
+from medi3d.train.schedule import Pace, parse_duration, rate_factor
+from medi3d.train.validate import validate
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY = 10
+_ENDLESS = 2**40
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """What the loop tells a progress bar after each step."""
+
+    step: int
+    progress: float
+    seconds: float
+    loss: float
+    score: float | None
+    best: float | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    run: Path
+    steps: int
+    seconds: float
+    last_score: float
+    best_score: float
+
+
+def train_task(
+    task: TaskConfig,
+    *,
+    prepared: Path,
+    run: Path,
+    fold: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    on_event: Callable[[TrainEvent], None] | None = None,
+) -> TrainResult:
+    """Train one fold of a task.
+
+    Args:
+        task: the resolved configuration.
+        prepared: folder that ``medi3d preprocess`` wrote.
+        run: folder of the run; it must not hold one unless ``resume``.
+        fold: which fold to validate on.
+        device: ``auto`` takes a GPU where there is one; ``cpu`` stays on the processor.
+        resume: go on from the run's last checkpoint.
+        on_event: called after every step, in the main process.
+
+    Raises:
+        InputError: no prepared cases, cases that do not fit the task, or a run folder that is taken.
+        WeightsError: pretrained weights or a checkpoint that cannot be had.
+        Medi3dError: the loss stopped being a number.
+    """
+    cases = {case.case_id: case for case in PreparedStore(prepared).cases()}
+    _check_cases(cases, task, prepared)
+    folder = RunFolder(run)
+    if resume:
+        split = folder.load_split()
+    else:
+        split = split_cases(
+            list(cases.values()), folds=task.train.folds, fold=fold, seed=task.train.seed, train_cases=task.train.cases
+        )
+        folder.create(task, split, prepared=prepared, fold=fold)
+    missing = [name for name in (*split.train, *split.validation) if name not in cases]
+    if missing:
+        raise InputError(
+            f"{prepared}: {len(missing)} cases of the run are gone, {missing[0]} first; prepare them again"
+        )
+    trainer = Trainer(task, folder, device=device, on_event=on_event)
+    if resume:
+        trainer.restore(load_checkpoint(folder.last))
+    return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
+
+
+class Trainer:
+    """State of a run: network, optimiser, and how far it is."""
+
+    def __init__(
+        self, task: TaskConfig, folder: RunFolder, *, device: str, on_event: Callable[[TrainEvent], None] | None
+    ) -> None:
+        self.task, self.folder, self.on_event = task, folder, on_event
+        self.accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision=task.train.precision, log_with="tensorboard", project_dir=folder.path
+        )
+        torch.manual_seed(task.train.seed)
+        model = create_model(task)
+        optimizer = _create_optimizer(model, task)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.loss = create_loss(task)
+        self.pace = Pace(task.train.steps, parse_duration(task.train.budget) if task.train.budget else None)
+        self.step, self.elapsed_before = 0, 0.0
+        self.validated, self.score, self.best = 0, math.nan, -math.inf
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training so far, those before a resumption included."""
+        return self.elapsed_before + time.monotonic() - self.started
+
+    def fit(self, train: list[PreparedCase], validation: list[PreparedCase]) -> TrainResult:
+        """Train to the end of the schedule."""
+        self.accelerator.init_trackers("tensorboard")
+        self.model.train()
+        batches = self._batches(train)
+        while self.pace.progress < 1:
+            loss = self._train_step(next(batches))
+            progress = self.pace.update(self.step, self.seconds)
+            if progress * self.task.train.validations >= self.validated + 1:
+                self._validate(validation, loss)
+            elif self.step % _LOG_EVERY == 0:
+                self._log(loss, None)
+            self._tell(loss)
+        if self.validated < self.task.train.validations:
+            self._validate(validation, loss)
+        self.accelerator.end_training()
+        return TrainResult(self.folder.path, self.step, self.seconds, self.score, self.best)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the run up where a checkpoint left it."""
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        for name in ("step", "validated", "score", "best"):
+            setattr(self, name, state[name])
+        self.elapsed_before = state["seconds"]
+        self.pace.progress, self.pace.validation_s = state["progress"], state["validation_s"]
+        self.folder.trim_metrics(self.step)
+
+    def _batches(self, cases: list[PreparedCase]) -> Iterator[dict[str, Any]]:
+        config = self.task.train
+        dataset = PatchDataset(
+            cases,
+            patch_size=config.patch_size,
+            length=_ENDLESS,
+            augmenter=Augmenter(config.augment),
+            foreground_fraction=config.foreground_fraction,
+            seed=config.seed,
+        )
+        done = self.step * config.batch_size * self.accelerator.num_processes
+        loader = DataLoader(
+            dataset,
+            batch_size=config.batch_size,
+            sampler=range(done, _ENDLESS),
+            num_workers=config.workers,
+            drop_last=True,
+        )
+        return iter(self.accelerator.prepare(loader))
+
+    def _train_step(self, batch: dict[str, Any]) -> float:
+        config = self.task.train
+        rate = config.learning_rate * rate_factor(config.schedule, self.pace.progress, warmup=config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        truth: Tensor = batch["label" if self.task.kind == "segmentation" else "target"]
+        with self.accelerator.autocast():
+            logits = self.model(batch["image"])
+        loss = self.loss(logits.float(), truth)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Medi3dError(
+                f"{self.folder.path}: loss {value} at step {self.step + 1}, cases {', '.join(batch['case_id'])}; "
+                f"lower train.learning_rate or check these cases; last checkpoint: {self.folder.last}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        self.step += 1
+        return value
+
+    def _validate(self, cases: list[PreparedCase], loss: float) -> None:
+        begun = time.monotonic()
+        self.validated = int(self.pace.progress * self.task.train.validations + 1e-9)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.is_main_process:
+            self.score = validate(model, cases, self.task)
+        self.pace.validation_s = max(self.pace.validation_s, time.monotonic() - begun)
+        improved = not self.score <= self.best
+        self.best = self.score if improved else self.best
+        if self.accelerator.is_main_process:
+            self._log(loss, self.score)
+            state = self._state(model)
+            save_checkpoint(state, self.folder.last)
+            if improved:
+                save_checkpoint({"model": state["model"], "step": self.step, "score": self.score}, self.folder.best)
+        self.accelerator.wait_for_everyone()
+
+    def _state(self, model: nn.Module) -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "seconds": self.seconds,
+            "progress": self.pace.progress,
+            "validation_s": self.pace.validation_s,
+            **{name: getattr(self, name) for name in ("step", "validated", "score", "best")},
+        }
+
+    def _log(self, loss: float, score: float | None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        values: dict[str, Any] = {"learning_rate": self.optimizer.param_groups[0]["lr"], "loss": loss}
+        values |= {} if score is None else {"score": score}
+        self.accelerator.log(values, step=self.step)
+        self.folder.append_metrics({"step": self.step, "seconds": round(self.seconds, 1), **values})
+
+    def _tell(self, loss: float) -> None:
+        if self.on_event is not None and self.accelerator.is_main_process:
+            score, best = (value if math.isfinite(value) else None for value in (self.score, self.best))
+            self.on_event(TrainEvent(self.step, self.pace.progress, self.seconds, loss, score, best))
+
+
+def _create_optimizer(model: nn.Module, task: TaskConfig) -> torch.optim.Optimizer:
+    """Decay the weights of convolutions and linear layers, and neither norms nor biases."""
+    config = task.train
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _check_cases(cases: dict[str, PreparedCase], task: TaskConfig, prepared: Path) -> None:
+    """Refuse a store that was prepared for another task."""
+    needed = "label" if task.kind == "segmentation" else "target"
+    for name, case in cases.items():
+        if case.image().shape[0] != task.in_channels:
+            raise InputError(
+                f"{prepared}: {name} has {case.image().shape[0]} channels, task {task.name} has {task.in_channels}; "
+                f"prepare it with `medi3d preprocess --task {task.name}`"
+            )
+        if (case.label() if needed == "label" else case.target) is None:
+            raise InputError(
+                f"{prepared}: {name} has no {needed}; prepare it with `medi3d preprocess --task {task.name}`"
+            )
