@@ -71,7 +71,7 @@ class PhantomPlan:
 def plan_phantom(seed: int) -> PhantomPlan:
     """Draw a chest: spacing, size, vessel trees and two to four nodules, at least one of each kind.
 
-    Example:
+    Examples:
         >>> plan_phantom(3) == plan_phantom(3)
         True
     """
@@ -93,7 +93,7 @@ def render_phantom(plan: PhantomPlan) -> tuple[Volume, LabelMap]:
     Returns:
         The CT ``(1, D, H, W)``, int16 HU, and its label map: 0 background, 1 solid, 2 sub-solid nodule.
 
-    Example:
+    Examples:
         >>> image, label = render_phantom(plan_phantom(0))
         >>> image.shape == label.shape, np.unique(label.array).tolist()
         (True, [0, 1, 2])
@@ -137,7 +137,7 @@ def write_phantom_dataset(
     Returns:
         The path of ``dataset.json``, which is written last.
 
-    Example:
+    Examples:
         >>> write_phantom_dataset("data/raw/demo", cases=8)  # doctest: +SKIP
         PosixPath('data/raw/demo/dataset.json')
     """

@@ -46,7 +46,7 @@ def evaluate_classification(
     Raises:
         InputError: a table or column is missing, or not a single case could be scored.
 
-    Example:
+    Examples:
         >>> result = evaluate_classification("p.csv", "cases.csv", ["benign", "malignant"])  # doctest: +SKIP
         >>> print(result.scores["malignant"]["auc"])  # doctest: +SKIP
         0.901 [0.871, 0.928]

@@ -49,7 +49,7 @@ def segment_scores(
     Raises:
         InputError: the arrays differ in shape or are not 3-D integers.
 
-    Example:
+    Examples:
         >>> truth = np.zeros((4, 6, 6), np.uint8)
         >>> truth[1:3, 1:3, 1:5] = 1
         >>> guess = np.zeros_like(truth)
@@ -80,7 +80,7 @@ def dice_scores(prediction: Array, reference: Array, *, labels: Mapping[int, str
     Raises:
         InputError: the arrays differ in shape or are not 3-D integers.
 
-    Example:
+    Examples:
         >>> one = np.ones((2, 3, 4), np.uint8)
         >>> dice_scores(one, one, labels={1: "nodule"})
         {'nodule': 1.0}

@@ -29,7 +29,7 @@ def classification_statistics(targets: Array, probabilities: FloatArray) -> dict
     Raises:
         InputError: the shapes do not fit, or a target is no class index.
 
-    Example:
+    Examples:
         >>> statistics = classification_statistics(np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]))
         >>> statistics["auc"](np.ones((1, 3))).item()
         1.0

@@ -57,7 +57,7 @@ def evaluate_segmentation(
     Raises:
         InputError: a folder holds no files, or not a single case could be scored.
 
-    Example:
+    Examples:
         >>> result = evaluate_segmentation("predictions", "labelsTs", {1: "nodule"})  # doctest: +SKIP
         >>> print(result.scores["nodule"]["dice"])  # doctest: +SKIP
         0.853 [0.811, 0.889]

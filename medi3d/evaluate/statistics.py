@@ -68,7 +68,7 @@ def bootstrap_interval(
     Raises:
         InputError: there are no cases, or ``groups`` is not one entry a case.
 
-    Example:
+    Examples:
         >>> bootstrap_interval(mean_of([0.8, 0.9, 1.0]), 3).value
         0.9
     """
@@ -104,7 +104,7 @@ def bootstrap_difference(
         samples: number of bootstrap samples.
         seed: of the draws.
 
-    Example:
+    Examples:
         >>> bootstrap_difference(mean_of([0.5, 1.0]), mean_of([0.25, 0.75]), 2).low
         0.25
     """

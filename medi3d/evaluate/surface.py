@@ -58,7 +58,7 @@ def measure_surface_distances(prediction: Array, reference: Array, spacing_mm: F
         reference: mask of the same shape, not empty.
         spacing_mm: of ``(D, H, W)``; the axes are taken to be at right angles.
 
-    Example:
+    Examples:
         >>> cube = np.zeros((6, 8, 8), bool)
         >>> cube[2:4, 2:6, 2:6] = True
         >>> measure_surface_distances(np.roll(cube, 1, axis=0), cube, (2.0, 1.0, 1.0)).hausdorff_mm(100)

@@ -60,7 +60,7 @@ def draw_prediction(
     Raises:
         InputError: the grids differ.
 
-    Example:
+    Examples:
         >>> draw_prediction(image, prediction, None, "case.png", labels={1: "nodule"})  # doctest: +SKIP
     """
     for name, label_map in (("prediction", prediction), ("reference", reference)):
@@ -88,16 +88,18 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
 
     Args:
         metrics_csv: a CSV with one row a record; empty cells are left out, so that losses and validation scores may
-            stand in rows of their own. Columns whose names hold "loss" share the first panel, learning rates the last.
+            stand in rows of their own. Columns whose names hold "loss" share the first panel, learning rates the last;
+            ``seconds`` are not drawn.
         path: of the PNG file.
 
     Raises:
         InputError: the table cannot be read or holds no numbers.
 
-    Example:
+    Examples:
         >>> draw_curves("runs/demo/first/metrics.csv", "curves.png")  # doctest: +SKIP
     """
     step, columns = _read_columns(Path(metrics_csv))
+    columns.pop("seconds", None)
     panels = {
         "loss": [name for name in columns if "loss" in name],
         "validation": [name for name in columns if "loss" not in name and not _is_rate(name)],
