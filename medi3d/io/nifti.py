@@ -76,9 +76,11 @@ def _parse(content: bytes, path: Path) -> nib.Nifti1Image:
         raise InputError(f"{path}: not a NIfTI file (no NIfTI header in its first bytes)")
     try:
         image = kind.from_bytes(content)
-        needed = int(image.header["vox_offset"]) + _data_bytes(image)
+        needed = int(image.dataobj.offset) + _data_bytes(image)
     except (HeaderDataError, ImageFileError, ValueError, OSError) as error:
         raise InputError(f"{path}: unreadable NIfTI header ({str(error).splitlines()[0]})") from None
+    if min(image.shape) < 1:
+        raise InputError(f"{path}: unreadable NIfTI header (dimensions {image.shape})")
     if len(content) < needed:
         raise InputError(f"{path}: cut short: the header tells of {needed} bytes, the file holds {len(content)}")
     return image

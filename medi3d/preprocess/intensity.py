@@ -40,15 +40,17 @@ def normalize_mr(channel: Array, config: PreprocessConfig) -> tuple[FloatArray, 
     background = background_value(channel)
     mask = None if background is None else channel != background
     voxels = channel.ravel() if mask is None else channel[mask]
-    low, high = np.percentile(voxels, _CLIP_PERCENTILES) if voxels.size else (0.0, 0.0)
+    low, high = (float(q) for q in np.percentile(voxels, _CLIP_PERCENTILES)) if voxels.size else (0.0, 0.0)
     clipped = np.clip(voxels.astype(np.float64), low, high)
     mean, std = (float(clipped.mean()), float(clipped.std())) if voxels.size else (0.0, 0.0)
     if std <= 1e-7 * max(abs(mean), 1e-30):
         raise InputError("the image is constant (outside its background), so it cannot be normalised; leave it out")
-    scores = ((np.clip(channel.astype(np.float64), low, high) - mean) / std).astype(np.float32)
+    scores = np.clip(channel.astype(np.float32), low, high)
+    scores -= np.float32(mean)
+    scores /= np.float32(std)
     if mask is not None:
         scores[~mask] = 0.0
-    return scores, {"low": float(low), "high": float(high), "mean": mean, "std": std}
+    return scores, {"low": low, "high": high, "mean": mean, "std": std}
 
 
 @NORMALIZATIONS.register("none")

@@ -85,8 +85,8 @@ def find_raw_cases(folder: Path, data: DataConfig, *, need_label: bool) -> RawCa
     Args:
         folder: the data set's folder; or the table itself where the layout is ``csv``.
         data: layout, channels, labels and classes.
-        need_label: whether a case is of use only with its label map (or its class, where ``data.classes`` are given), as
-            in training; not so in prediction.
+        need_label: whether a case is of use only with its label map (its class, where ``data.classes`` are given): so
+            in training, not in prediction.
 
     Returns:
         Cases and problems, sorted by case id.
@@ -170,6 +170,7 @@ def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
         _add(
             found,
             RawCase(name, name, files, label=labels.get(name)),
+            data,
             need_label,
             folder / "labelsTr" / f"{name}.nii.gz",
         )
@@ -184,7 +185,7 @@ def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
 
 @LAYOUTS.register("csv")
 def list_csv(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
-    """List the rows of a table; where labels are needed, rows whose class or label is empty are left out and counted."""
+    """List the rows of a table; where labels are needed, rows with an empty class or label are counted, not listed."""
     table = folder if folder.is_file() else folder / data.table
     columns = data.columns
     found = RawCases()
@@ -212,7 +213,7 @@ def list_patterns(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
     by_pattern = [_match_pattern(pattern, candidates) for pattern in data.patterns.images]
     labels = _match_pattern(data.patterns.label, candidates) if data.patterns.label else {}
     found = RawCases()
-    for name in sorted({name for matches in by_pattern for name in matches}):
+    for name in sorted({name for matches in by_pattern for name in matches} | (set(labels) if need_label else set())):
         wanted = [
             (pattern, matches.get(name, [])) for pattern, matches in zip(data.patterns.images, by_pattern, strict=True)
         ]

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from medi3d import io
+from medi3d.errors import InputError
+from medi3d.volume import LabelMap, Volume
+
+AFFINE = np.array([[0.0, 0, -0.8, 5], [0, 0.9, 0, 6], [2.5, 0, 0, 7], [0, 0, 0, 1]])
+
+
+def labels(dtype: str = "uint8") -> np.ndarray:
+    return (np.arange(3 * 4 * 5).reshape(1, 3, 4, 5) % 4).astype(dtype)
+
+
+def itk_image(array: np.ndarray) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((0.5, 0.75, 3.0))
+    image.SetOrigin((1.0, 2.0, -3.0))
+    image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    return image
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nii.gz"])
+def test_every_format_gives_the_same_volume(tmp_path: Path, suffix: str) -> None:
+    image = itk_image(labels("int16")[0])
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    volume = io.read_volume(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(volume.array[0], labels()[0])
+    assert volume.spacing_mm == pytest.approx((3.0, 0.75, 0.5))
+    point = np.array(image.TransformIndexToPhysicalPoint((4, 1, 2))) * [-1, -1, 1]
+    np.testing.assert_allclose(volume.grid.index_to_world([2, 1, 4]), point, atol=1e-5)
+
+
+def test_sitk_there_and_back() -> None:
+    for channels in (1, 3):
+        volume = Volume(np.random.default_rng(0).normal(size=(channels, 3, 4, 5)).astype("f4"), AFFINE)
+        image = io.to_sitk(volume)
+        assert image.GetNumberOfComponentsPerPixel() == channels
+        again = io.from_sitk(image)
+        np.testing.assert_array_equal(again.array, volume.array)
+        np.testing.assert_allclose(again.affine, AFFINE, atol=1e-12)
+        point = np.array(image.TransformIndexToPhysicalPoint((4, 1, 2))) * [-1, -1, 1]
+        np.testing.assert_allclose(volume.grid.index_to_world([2, 1, 4]), point)
+
+
+def test_from_sitk_wants_three_dimensions() -> None:
+    with pytest.raises(InputError, match="expected a 3-D image, got 2-D"):
+        io.from_sitk(sitk.Image(3, 4, sitk.sitkUInt8))
+
+
+def test_a_flat_nrrd_names_the_file(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.Image(3, 4, sitk.sitkUInt8), str(tmp_path / "a.nrrd"))
+    with pytest.raises(InputError, match=r"a\.nrrd: expected a 3-D image"):
+        io.read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_a_damaged_itk_file_is_one_line(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"nothing of the kind" * 30)
+    with pytest.raises(InputError, match=rf"a\{suffix}: SimpleITK cannot read it") as caught:
+        io.read_volume(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_truncated_nrrd_is_refused(tmp_path: Path, compressed: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 999, (20, 21, 22)).astype("int16")
+    sitk.WriteImage(itk_image(noise), str(tmp_path / "a.nrrd"), compressed)
+    content = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(InputError, match=r"a\.nrrd"):
+        io.read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("stored", ["uint8", "int16", "float32", "float64", "int64"])
+def test_whole_numbers_of_any_type_are_labels(tmp_path: Path, stored: str) -> None:
+    nib.save(nib.Nifti1Image(labels(stored)[0].T, np.eye(4), dtype=stored), tmp_path / "a.nii.gz")
+    label = io.read_label_map(tmp_path / "a.nii.gz")
+    assert isinstance(label, LabelMap)
+    assert label.array.dtype == np.uint8
+    np.testing.assert_array_equal(label.array, labels())
+
+
+def test_interpolated_labels_are_refused(tmp_path: Path) -> None:
+    array = labels("float32")
+    array[0, 1, 1, :2] += 0.5
+    io.write_volume(Volume(array, AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match="2 voxels of the label map are not whole numbers"):
+        io.read_label_map(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(300, np.int32), (-1, np.int32), (255, np.uint8)])
+def test_label_type_fits_the_values(tmp_path: Path, value: int, dtype: type) -> None:
+    array = labels("int16")
+    array[0, 0, 0, 0] = value
+    io.write_label_map(LabelMap(array, AFFINE), tmp_path / "a.nii.gz")
+    label = io.read_label_map(tmp_path / "a.nii.gz")
+    assert label.array.dtype == dtype
+    assert int(label.array[0, 0, 0, 0]) == value
+
+
+def test_huge_label_values_are_refused(tmp_path: Path) -> None:
+    io.write_volume(Volume(np.full((1, 2, 2, 2), 1e12, "float32"), AFFINE), tmp_path / "a.nii")
+    with pytest.raises(InputError, match="do not fit 32 bits"):
+        io.read_label_map(tmp_path / "a.nii")
+
+
+def test_a_label_map_has_one_channel(tmp_path: Path) -> None:
+    io.write_volume(Volume(np.zeros((2, 3, 4, 5), "uint8"), AFFINE), tmp_path / "a.nii")
+    with pytest.raises(InputError, match="a label map has one value a voxel, got 2 channels"):
+        io.read_label_map(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.nii.gz", None, "no such file"),
+        ("a.png", b"x", "not a known image format"),
+        ("a.nii", b"", "the file is empty"),
+    ],
+)
+def test_unusable_paths(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        io.read_volume(tmp_path / name)
+
+
+def test_a_folder_without_dicom_is_no_volume(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a folder without DICOM files"):
+        io.read_volume(tmp_path)
+
+
+def test_other_formats_are_not_written(tmp_path: Path) -> None:
+    volume = Volume(labels("float32"), AFFINE)
+    with pytest.raises(InputError, match=r"a\.nrrd: cannot write this format"):
+        io.write_volume(volume, tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("x/case_1_0000.nii.gz", "case_1_0000"),
+        ("case.v2.NII.GZ", "case.v2"),
+        ("a.nrrd", "a"),
+        ("b.mha", "b"),
+        ("series", "series"),
+    ],
+)
+def test_case_name(path: str, name: str) -> None:
+    assert io.case_name(path) == name
+
+
+def test_image_files(tmp_path: Path) -> None:
+    for name in ("b.nii.gz", "a.nrrd", "notes.txt", "._b.nii.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    assert [path.name for path in io.image_files(tmp_path)] == ["a.nrrd", "b.nii.gz"]
+    assert io.image_files(tmp_path / "a.nrrd") == [tmp_path / "a.nrrd"]
+    with pytest.raises(InputError, match="no image in it"):
+        io.image_files(tmp_path / "empty")
+    with pytest.raises(InputError, match="no such file or folder"):
+        io.image_files(tmp_path / "absent")
+
+
+@pytest.mark.real_data
+def test_odd_volumes(real_data: Callable[[str], Path]) -> None:
+    folder = real_data("odd_volumes")
+    big_endian = io.read_volume(folder / "big_endian_int16.nii")
+    np.testing.assert_array_equal(big_endian.array[0].T, nib.load(folder / "big_endian_int16.nii").get_fdata())
+    assert big_endian.orientation == "SAL"
+    for name in ("four_dimensional.nii.gz", "nifti2_4d.nii.gz"):
+        volume = io.read_volume(folder / name, channels=2)
+        theirs = nib.load(folder / name)
+        np.testing.assert_array_equal(volume.array.T, theirs.get_fdata())
+        np.testing.assert_allclose(volume.affine[:, [2, 1, 0, 3]], theirs.affine)
+        with pytest.raises(InputError, match="expected 1 channel"):
+            io.read_volume(folder / name)
+    image, label = io.read_volume(folder / "brain1_image.nrrd"), io.read_label_map(folder / "brain1_label.nrrd")
+    assert image.grid.is_close(label.grid)
+    assert image.spacing_mm == pytest.approx((6.5, 0.78125, 0.78125))
+    assert image.orientation == "SAL"  # LPS directions 1, -1, 1 along x, y, z
