@@ -1,7 +1,9 @@
-"""The documentation's Python blocks run, its YAML blocks load, and its links lead somewhere."""
+"""The examples of docstrings and the Python blocks of pages run, YAML blocks load, links lead somewhere."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -10,6 +12,11 @@ import yaml
 from medi3d.config import load_task
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MODULES = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((REPOSITORY / "medi3d").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -42,3 +49,9 @@ def test_a_yaml_block_is_a_valid_task(page: Path, line: int, source: str) -> Non
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0

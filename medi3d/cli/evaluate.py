@@ -110,7 +110,10 @@ def _print_result(result: Evaluation, written: tuple[Path, Path]) -> None:
         console.print(str(path), highlight=False, soft_wrap=True)
     for problem in result.problems:
         typer.echo(problem, err=True)
-    for title, names in (("references without a prediction", result.missing), ("without reference", result.unmatched)):
+    for title, names in (
+        ("references without a prediction", result.missing),
+        ("predictions without a reference", result.unmatched),
+    ):
         if names:
             listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
             typer.echo(f"{len(names)} {title}: {listed}", err=True)

@@ -99,7 +99,7 @@ def _check_label_arrays(prediction: Array, reference: Array) -> None:
 
 def _dice(prediction: Array, reference: Array) -> float:
     total = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return 2 * np.count_nonzero(prediction & reference) / total if total else math.nan
+    return float(2 * np.count_nonzero(prediction & reference) / total) if total else math.nan
 
 
 def _scores_with_empty(*, present: bool, worst_mm: float) -> dict[str, float]:

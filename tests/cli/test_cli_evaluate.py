@@ -54,16 +54,24 @@ def test_without_a_task_labels_are_found_and_results_lie_beside_the_predictions(
     assert summary["settings"]["tolerance_mm"] == 0.5
     assert summary["scores"]["label 1"]["surface_dice"]["value"] == 1.0
     again = run("--predictions", folders[0], "--references", folders[1])
-    assert "without reference" not in again.output
+    assert "without a reference" not in again.output
 
 
 def test_a_missing_prediction_fails_unless_it_is_allowed(folders: tuple[Path, Path]) -> None:
-    (folders[0] / "two.nii.gz").unlink()
+    (folders[0] / "two.nii.gz").rename(folders[0] / "other.nii.gz")
     arguments = ("--predictions", folders[0], "--references", folders[1])
     failed = run(*arguments)
     assert failed.exit_code == 1
     assert "1 references without a prediction: two" in failed.output
+    assert "1 predictions without a reference: other" in failed.output
     assert run(*arguments, "--only-predicted").exit_code == 0
+
+
+def test_a_problem_is_a_line_and_fails(folders: tuple[Path, Path]) -> None:
+    write(folders[0] / "two.nii.gz", start=2, value=7)
+    result = run("--predictions", folders[0], "--references", folders[1], "--task", "lung_nodule_seg")
+    assert result.exit_code == 1
+    assert "holds the label values [7]; the labels are 0 and [1]" in result.output
 
 
 def test_raw_data_serves_as_references(folders: tuple[Path, Path], tmp_path: Path) -> None:

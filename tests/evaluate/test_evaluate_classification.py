@@ -76,6 +76,14 @@ def test_a_bad_row_is_a_problem_and_the_others_count(predictions: Path, referenc
     assert "sum to 1" in result.problems[0]
 
 
+def test_a_cell_without_a_number_is_a_problem(predictions: Path, references: Path, tmp_path: Path) -> None:
+    text = predictions.read_text().replace("c1,0.2,", "c1,often,")
+    result = evaluate_classification(
+        write(tmp_path / "bad.csv", text), references, CLASSES, target_column="label", bootstrap=50
+    )
+    assert "['0.80', 'often']" in result.problems[0]
+
+
 def test_an_unknown_class_is_a_problem(predictions: Path, references: Path, tmp_path: Path) -> None:
     text = references.read_text().replace("c3,p1,malignant", "c3,p1,malign")
     result = evaluate(predictions, write(tmp_path / "bad.csv", text))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from medi3d import io
 from medi3d.errors import InputError
-from medi3d.evaluate import ALL_LABELS, Evaluation, evaluate_segmentation
+from medi3d.evaluate import ALL_LABELS, Evaluation, evaluate_segmentation, find_labels
 from medi3d.volume import LabelMap
 
 LABELS = {1: "solid", 2: "subsolid"}
@@ -101,6 +101,12 @@ def relabelled(label: LabelMap) -> LabelMap:
     return LabelMap(label.array * 3, label.affine)
 
 
+def sheared(label: LabelMap) -> LabelMap:
+    affine = np.array(label.affine)
+    affine[1, 0] = 0.5
+    return LabelMap(label.array, affine)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -143,3 +149,24 @@ def test_patients_are_drawn_together(folders: tuple[Path, Path]) -> None:
     together = evaluate_segmentation(*folders, LABELS, bootstrap=100, groups={"one": "p", "two": "p"})
     dice = together.scores["solid"]["dice"]
     assert dice.low == dice.high == pytest.approx(dice.value)
+
+
+def test_axes_that_are_not_at_right_angles_are_a_problem(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        path = folder / "one.nii.gz"
+        io.write_label_map(sheared(io.read_label_map(path)), path)
+    assert "not at right angles; resample both" in evaluate(*folders).problems[0]
+
+
+def test_labels_are_found_in_references(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    assert find_labels(folders[1]) == {1: "label 1", 2: "label 2"}
+    empty = LabelMap(np.zeros((1, 9, 12, 16), np.uint8), AFFINE)
+    io.write_label_map(empty, tmp_path / "empty.nii.gz")
+    with pytest.raises(InputError, match="no label in any reference; expected values above 0"):
+        find_labels(tmp_path / "empty.nii.gz")
+
+
+def test_progress_is_told(folders: tuple[Path, Path]) -> None:
+    calls: list[tuple[str, int, int]] = []
+    evaluate_segmentation(*folders, LABELS, bootstrap=10, on_case=lambda *call: calls.append(call))
+    assert calls == [("one", 1, 2), ("two", 2, 2)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from medi3d.errors import InputError
-from medi3d.evaluate import bootstrap_difference, bootstrap_interval, mean_of
+from medi3d.evaluate import Interval, bootstrap_difference, bootstrap_interval, mean_of
 from medi3d.evaluate.statistics import _draw_weights
 
 
@@ -59,3 +59,7 @@ def test_wrong_groups_are_refused() -> None:
         bootstrap_interval(mean_of([1, 2, 3]), 3, groups=["a", "b"])
     with pytest.raises(InputError, match="got 0 cases"):
         bootstrap_interval(mean_of([]), 0)
+
+
+def test_an_interval_reads_as_text() -> None:
+    assert str(Interval(0.8534, 0.8111, 0.8899, 12)) == "0.853 [0.811, 0.890]"
