@@ -83,7 +83,7 @@ def prepare_dataset(
         overwrite: prepare unchanged cases as well.
 
     Raises:
-        InputError: there is no raw data. (Where no case of it can be used, all are problems and the store stays unfinished.)
+        InputError: there is no raw data. Where none of it can be used, all are problems and the store stays unfinished.
     """
     store = Path(output)
     raw = find_raw_cases(Path(raw_folder), task.data, need_label=True)

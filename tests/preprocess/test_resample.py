@@ -189,11 +189,11 @@ def test_labels_are_the_arg_max_of_their_shares() -> None:
 
 def test_label_volume_is_kept() -> None:
     ball = smooth((20, 50, 60), make_affine())
-    label = LabelMap((ball.array > 0.4).astype("uint8"), ball.affine)
+    label = LabelMap((ball.array > 0.1).astype("uint8"), ball.affine)
     for spacing in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0)):
         resampled = resample_to(label, isotropic_grid(label.grid, spacing))
         volumes = [m.array.sum() * np.prod(m.spacing_mm) for m in (label, resampled)]
-        assert volumes[1] == pytest.approx(volumes[0], rel=0.03)
+        assert volumes[1] == pytest.approx(volumes[0], rel=0.06)
         np.testing.assert_allclose(center_of_mass(resampled), center_of_mass(label), atol=0.1)
 
 
