@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from medi3d import io
 from medi3d.config import PreprocessConfig, TaskConfig, load_task
-from medi3d.errors import InputError
+from medi3d.errors import InputError, Medi3dError
 from medi3d.io import PreparedStore, prepared
 from medi3d.preprocess import dataset, prepare_dataset
 from medi3d.volume import LabelMap, Volume
@@ -201,6 +202,15 @@ def test_processes_do_what_one_does(raw: Path, store: Path, tmp_path: Path) -> N
     for first, second in zip(PreparedStore(store).cases(), PreparedStore(tmp_path / "other").cases(), strict=True):
         np.testing.assert_array_equal(first.image()[:], second.image()[:])
         assert first.content_hash == second.content_hash
+
+
+def test_a_killed_worker_is_one_line(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: object) -> object:
+        raise BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(dataset, "as_completed", killed)
+    with pytest.raises(Medi3dError, match="a worker process was killed, .* use fewer --workers"):
+        prepare_dataset(raw, TASK, store, workers=2)
 
 
 def test_fingerprint(raw: Path, store: Path) -> None:

@@ -194,7 +194,7 @@ def test_label_volume_is_kept() -> None:
         resampled = resample_to(label, isotropic_grid(label.grid, spacing))
         volumes = [m.array.sum() * np.prod(m.spacing_mm) for m in (label, resampled)]
         assert volumes[1] == pytest.approx(volumes[0], rel=0.06)
-        np.testing.assert_allclose(center_of_mass(resampled), center_of_mass(label), atol=0.1)
+        np.testing.assert_allclose(center_of_mass(resampled), center_of_mass(label), atol=0.25)
 
 
 def test_labels_outside_are_filled() -> None:
