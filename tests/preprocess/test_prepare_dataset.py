@@ -209,7 +209,7 @@ def test_a_killed_worker_is_one_line(raw: Path, store: Path, monkeypatch: pytest
         raise BrokenProcessPool("terminated abruptly")
 
     monkeypatch.setattr(dataset, "as_completed", killed)
-    with pytest.raises(Medi3dError, match="a worker process was killed, .* use fewer --workers"):
+    with pytest.raises(Medi3dError, match=r"a worker process was killed, .* use fewer --workers"):
         prepare_dataset(raw, TASK, store, workers=2)
 
 
