@@ -8,15 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from medi3d import io
 from medi3d.cli.evaluate import evaluate
 from medi3d.cli.predict import predict
 from medi3d.cli.preprocess import preprocess
 from medi3d.cli.train import train
 from medi3d.config import load_task
-from medi3d.data.synthetic import write_phantom_dataset
 from medi3d.errors import InputError
-from medi3d.report.figures import draw_curves, draw_prediction
 
 
 def demo(
@@ -27,6 +24,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Draws the phantoms and the training.")] = 0,
 ) -> None:
     """Run everything on a small synthetic chest phantom, in minutes on a CPU."""
+    from medi3d.data.synthetic import write_phantom_dataset
+    from medi3d.report.figures import draw_curves
+
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output}: not empty; give another --output, or remove it")
     raw, prepared, runs, predicted = (output / name for name in ("raw", "prepared", "runs", "predictions"))
@@ -69,6 +69,9 @@ def demo(
 
 
 def _draw(raw: Path, predicted: Path, path: Path) -> Path:
+    from medi3d import io
+    from medi3d.report.figures import draw_prediction
+
     name = io.case_name(io.image_files(predicted)[0])
     image, truth = (raw / folder / f"{name}.nii.gz" for folder in ("imagesTs", "labelsTs"))
     return draw_prediction(

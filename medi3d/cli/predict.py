@@ -10,9 +10,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from medi3d.infer.batch import predict_files
-from medi3d.infer.predictor import Predictor
-
 
 class Checkpoint(str, Enum):
     """Which of a run's checkpoints predicts."""
@@ -36,10 +33,16 @@ def predict(
     center: Annotated[
         Center, typer.Option(help="Cut a cube at the mask, or in the middle of the image.")
     ] = Center.mask,
+    out_of_fold: Annotated[
+        bool, typer.Option("--out-of-fold", help="Predict each case only with the runs that held it out.")
+    ] = False,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Best by validation score, or last.")] = Checkpoint.best,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Predict new cases with trained runs; an output bears its input's name."""
+    from medi3d.infer.batch import predict_files
+    from medi3d.infer.predictor import Predictor
+
     predictor = Predictor(runs, device=device, checkpoint=checkpoint.value)
     with Progress(console=Console(stderr=True)) as bar:
         row = bar.add_task("predict", total=None)
@@ -49,6 +52,7 @@ def predict(
             output,
             masks=masks,
             center_of_image=center is Center.image,
+            out_of_fold=out_of_fold,
             on_case=lambda case, number, total: bar.update(row, description=case, completed=number, total=total),
         )
     console = Console()

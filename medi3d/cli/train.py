@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -14,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from medi3d.cli.options import PREPARED, RUNS, parse_assignments
 from medi3d.config import TaskConfig, dump_task, load_task
 from medi3d.errors import ConfigError
-from medi3d.train.loop import TrainEvent, train_task
-from medi3d.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from medi3d.train.loop import TrainEvent
 
 
 def train(
@@ -43,6 +45,8 @@ def train(
     print_config: Annotated[bool, typer.Option(help="Print what the run would use, and stop.")] = False,
 ) -> None:
     """Train one fold of a task on its prepared cases."""
+    from medi3d.train.loop import train_task
+
     flags = {
         "model.init": init,
         "model.backbone": backbone,
@@ -82,6 +86,8 @@ def _resolve(
     if resume is not None:
         if overrides or task:
             raise ConfigError("--resume goes on with the run's own configuration; leave --task and its other flags out")
+        from medi3d.train.run import RunFolder
+
         return RunFolder(resume).load_config(), resume
     if task is None:
         raise ConfigError("give --task NAME (`medi3d tasks` lists them), or --resume RUN")
@@ -103,7 +109,7 @@ def _progress_bar() -> Progress:
     )
 
 
-def _show_on(bar: Progress):  # type: ignore[no-untyped-def]
+def _show_on(bar: Progress) -> Callable[[TrainEvent], None]:
     row = bar.add_task("train", total=1.0, step=0, loss="-", score="-", best="-")
 
     def show(event: TrainEvent) -> None:

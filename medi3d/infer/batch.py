@@ -42,6 +42,7 @@ def predict_files(
     *,
     masks: Path | None = None,
     center_of_image: bool = False,
+    out_of_fold: bool = False,
     on_case: Callable[[str, int, int], None] | None = None,
 ) -> PredictionSummary:
     """Predict a file, a folder of files, a DICOM series, or the rows of a CSV table.
@@ -52,25 +53,30 @@ def predict_files(
         output: folder; a label map bears its input's name, probabilities go to ``predictions.csv``.
         masks: for tasks that cut a cube: a mask, or a folder of masks with the inputs' names, that tell where.
         center_of_image: for tasks that cut a cube: cut it in the middle of the volume.
+        out_of_fold: predict each case only with the runs that held it out, and leave out cases that none did.
         on_case: called with a case id, its number and the number of cases before each case.
 
     Raises:
         InputError: there is nothing to predict.
     """
     cases = list_inputs(source, predictor, masks)
+    chosen = [predictor.holding_out(case.case_id) if out_of_fold else predictor for case in cases]
+    jobs = [(case, runs) for case, runs in zip(cases, chosen, strict=True) if runs is not None]
+    if not jobs:
+        raise InputError(f"{source}: nothing to predict" + (" that these runs held out" if out_of_fold else ""))
     output.mkdir(parents=True, exist_ok=True)
     segmentation = predictor.task.kind == "segmentation"
     summary = PredictionSummary(output if segmentation else output / "predictions.csv")
     rows: list[dict[str, object]] = []
-    for number, case in enumerate(cases):
+    for number, (case, runs) in enumerate(jobs):
         if on_case is not None:
-            on_case(case.case_id, number, len(cases))
+            on_case(case.case_id, number, len(jobs))
         try:
             volume = read_image(case.images, channels=predictor.task.in_channels)
             if segmentation:
-                write_label_map(predictor.predict_labels(volume), output / f"{case.case_id}.nii.gz")
+                write_label_map(runs.predict_labels(volume), output / f"{case.case_id}.nii.gz")
             else:
-                rows.append(_classify(predictor, case, volume, center_of_image))
+                rows.append(_classify(runs, case, volume, center_of_image))
         except Medi3dError as error:
             summary.problems[case.case_id] = str(error)
         else:

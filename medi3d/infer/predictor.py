@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,15 @@ from medi3d.train.checkpoint import load_checkpoint
 from medi3d.train.run import RunFolder
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import LabelMap, Volume
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run: its network, its configuration, and the cases that it validated on."""
+
+    model: nn.Module
+    task: TaskConfig
+    held_out: frozenset[str]
 
 
 class Predictor:
@@ -45,9 +55,19 @@ class Predictor:
                 raise ConfigError(f"{run}: another task or preprocessing than {runs[0]}; average runs of one task only")
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._members = [
-            (load_model(config, folder.best if checkpoint == "best" else folder.last).to(self.device), config)
+            Member(
+                load_model(config, folder.best if checkpoint == "best" else folder.last).to(self.device),
+                config,
+                frozenset(folder.load_split().validation),
+            )
             for folder, config in zip(folders, configs, strict=True)
         ]
+
+    def holding_out(self, case_id: str) -> Predictor | None:
+        """Return a predictor of the runs that did not train on a case but held it out; ``None`` where there is none."""
+        chosen = copy.copy(self)
+        chosen._members = [member for member in self._members if case_id in member.held_out]
+        return chosen if chosen._members else None
 
     def predict_labels(self, volume: Volume) -> LabelMap:
         """Segment a native volume ``(C, D, H, W)``; the label map lies on the same grid."""
@@ -74,7 +94,7 @@ class Predictor:
             )
         prepared, record = prepare_image(volume, self.task, center_mm=center_mm)
         image = torch.from_numpy(prepared.array)
-        total = sum(torch.softmax(predict_logits(model, image, config), 0) for model, config in self._members)
+        total = sum(torch.softmax(predict_logits(member.model, image, member.task), 0) for member in self._members)
         assert isinstance(total, Tensor)
         return total / len(self._members), record
 
