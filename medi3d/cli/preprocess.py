@@ -107,7 +107,8 @@ def _prepare(config: TaskConfig, raw: Path, store: Path, workers: int, overwrite
 
 
 def _show(summary: Summary, config: TaskConfig, store: Path, console: Console) -> None:
-    table = Table("task", "prepared", "unchanged", "problems", "store")
+    table = Table("task", "prepared", "unchanged", "problems")
+    table.add_column("store", overflow="fold")
     table.add_row(
         config.name, str(len(summary.prepared)), str(len(summary.skipped)), str(len(summary.problems)), str(store)
     )

@@ -126,11 +126,29 @@ def case_folder(store: Path, case_id: str) -> Path:
     return store / _CASES / case_id
 
 
-def open_for_writing(store: Path) -> None:
-    """Make the folders of a store, drop half-written leftovers, and leave it unfinished until :func:`finish`."""
+def open_for_writing(store: Path, task_values: Mapping[str, Any]) -> None:
+    """Make the folders of a store and drop half-written leftovers.
+
+    A store of the same settings stays readable meanwhile: its cases are replaced whole, one by one. One of other
+    settings is unfinished from now until :func:`finish`, so that no one trains on a mixture.
+
+    Args:
+        store: the store's folder.
+        task_values: what ``dataset.json`` holds as ``task``.
+    """
     cases = store / _CASES
     cases.mkdir(parents=True, exist_ok=True)
     atomic.remove_leftovers(cases)
+    try:
+        earlier = PreparedStore(store).task_values
+    except InputError:
+        earlier = {}
+    if earlier != json.loads(json.dumps(task_values)):
+        withdraw(store)
+
+
+def withdraw(store: Path) -> None:
+    """Mark a store as unfinished; its cases stay."""
     (store / _DATASET).unlink(missing_ok=True)
 
 

@@ -87,7 +87,7 @@ def prepare_dataset(
     """
     store = Path(output)
     raw = find_raw_cases(Path(raw_folder), task.data, need_label=True)
-    prepared.open_for_writing(store)
+    prepared.open_for_writing(store, _task_values(task))
     jobs = [(case, task, store, overwrite) for case in raw.cases]
     outcomes: list[_Outcome] = []
     for outcome in _run(jobs, workers):
@@ -193,12 +193,12 @@ def _prepare_and_write(raw: RawCase, task: TaskConfig, store: Path, overwrite: b
 def _finish(store: Path, case_ids: list[str], task: TaskConfig) -> None:
     cases = [prepared.read_case(prepared.case_folder(store, case_id)) for case_id in case_ids]
     if not cases:
+        prepared.withdraw(store)
         return
-    values = dump_task(task)
     digest = hashlib.blake2b("".join(case.content_hash for case in cases).encode(), digest_size=16)
     dataset: dict[str, Any] = {
         "medi3d_version": __version__,
-        "task": {key: values[key] for key in ("name", "kind", "data", "preprocess")},
+        "task": _task_values(task),
         "channels": list(task.data.channels),
         "labels": {str(value): name for value, name in task.data.labels.items()},
         "classes": list(task.data.classes),
@@ -206,6 +206,11 @@ def _finish(store: Path, case_ids: list[str], task: TaskConfig) -> None:
         "fingerprint_hash": digest.hexdigest(),
     }
     prepared.finish(store, dataset=dataset, fingerprint=join_fingerprint(cases, task))
+
+
+def _task_values(task: TaskConfig) -> dict[str, Any]:
+    values = dump_task(task)
+    return {key: values[key] for key in ("name", "kind", "data", "preprocess")}
 
 
 def _one_line(error: BaseException) -> str:

@@ -109,7 +109,7 @@ def test_a_killed_swap_is_no_half_case(tmp_path: Path, monkeypatch: pytest.Monke
         write_case(replace(case, content_hash="new"), image, label)
     monkeypatch.undo()
     assert prepared.stored_hash(case.folder) in (None, "hash")
-    prepared.open_for_writing(tmp_path)
+    prepared.open_for_writing(tmp_path, {})
     assert not list((tmp_path / "cases").glob(".*"))
 
 
@@ -119,7 +119,7 @@ def finish(store: Path, *case_ids: str) -> None:
 
 
 def test_store_lists_its_cases_sorted_and_no_others(tmp_path: Path) -> None:
-    prepared.open_for_writing(tmp_path)
+    prepared.open_for_writing(tmp_path, {})
     for case_id in ("c", "a", "b"):
         write_case(*make(tmp_path, case_id))
     finish(tmp_path, "c", "a")
@@ -136,13 +136,15 @@ def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
         PreparedStore(tmp_path)
     finish(tmp_path)
     assert PreparedStore(tmp_path).cases() == []
-    prepared.open_for_writing(tmp_path)
+    prepared.open_for_writing(tmp_path, {"name": "t"})
+    assert PreparedStore(tmp_path).cases() == []
+    prepared.open_for_writing(tmp_path, {"name": "other"})
     with pytest.raises(InputError, match="no finished prepared data"):
         PreparedStore(tmp_path)
 
 
 def test_damaged_stores_say_what_to_do(tmp_path: Path) -> None:
-    prepared.open_for_writing(tmp_path)
+    prepared.open_for_writing(tmp_path, {})
     write_case(*make(tmp_path, "a"))
     finish(tmp_path, "a", "gone")
     with pytest.raises(InputError, match="gone: this prepared case is missing"):

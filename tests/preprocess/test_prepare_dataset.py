@@ -172,6 +172,26 @@ def test_interrupted_then_resumed(raw: Path, store: Path, monkeypatch: pytest.Mo
     assert sorted(path.name for path in (store / "cases").iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_interrupting_a_second_run(raw: Path, store: Path, same: bool) -> None:
+    """Same settings: what was there stays readable. Other settings: no one may read a mixture."""
+    prepare_dataset(raw, TASK, store)
+    make_case(raw, "a", seed=77)
+    make_case(raw, "b", seed=78)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    other = replace(TASK, preprocess=PreprocessConfig(spacing_mm=(2.0, 1.0, 1.0)))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(raw, TASK if same else other, store, on_progress=interrupt)
+    if same:
+        assert all(np.isfinite(case.image()[:]).all() for case in PreparedStore(store).cases())
+    else:
+        with pytest.raises(InputError, match="no finished prepared data"):
+            PreparedStore(store)
+
+
 def test_a_bug_in_one_case_does_not_stop_the_others(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = dataset.prepare_and_measure
 
