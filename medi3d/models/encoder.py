@@ -235,7 +235,7 @@ def _redraw_inflated(body: nn.Module, source: nn.Module) -> None:
     """
     flat = dict(source.named_parameters())
     for name, parameter in body.named_parameters():
-        origin = next((flat[key] for key in flat if name.endswith(key)), None)
+        origin = flat.get(name.removeprefix("body."))
         if origin is not None and parameter.ndim == 5 and origin.ndim == 4:
             depth = parameter.shape[2]
             with torch.no_grad():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -90,6 +91,7 @@ def create_backbone(
         indices = tuple(range(stages))
         overlay["out_indices"] = indices
         module, channels, strides = _create_features(name, pretrained or state is not None, overlay)
+    _drop_unused_blocks(module)
     trained_on = timm.get_pretrained_cfg(name)
     mean, std = (trained_on.mean, trained_on.std) if trained_on else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return Backbone(module, tuple(channels), tuple(strides), tuple(mean), tuple(std))
@@ -127,14 +129,27 @@ def _create_features(
     try:
         module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except (OSError, ValueError) as error:
-        if pretrained and "state_dict" not in str(options):
-            raise WeightsError(
-                f"no pretrained weights of {name} could be had from the hub or its cache ({type(error).__name__}): "
-                f"connect once to fill the cache, name a file with --weights, or train from scratch with --init random"
-            ) from None
+        if pretrained and "pretrained_cfg_overlay" not in options:
+            raise _no_weights(name, type(error).__name__) from None
         raise
     except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
+        if "No pretrained weights exist" in str(error):
+            raise _no_weights(name, "timm knows of none") from None
         raise ConfigError(f"{name} gives no stage features ({error}); choose another backbone") from None
     finally:
         timm_log.setLevel(level)
     return module, module.feature_info.channels(), module.feature_info.reduction()
+
+
+def _no_weights(name: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"no pretrained weights of {name} could be had from the hub or its cache ({reason}): "
+        f"connect once to fill the cache, name a file with --weights, or train from scratch with --init random"
+    )
+
+
+def _drop_unused_blocks(module: Any) -> None:
+    """Cut off the blocks after the last stage, which timm's EfficientNet and MobileNet would still run through."""
+    root, _, last = module.feature_info.module_name()[-1].partition(".")
+    if root == "blocks" and last.isdigit():
+        module.blocks = module.blocks[: int(last) + 1]

