@@ -42,6 +42,10 @@ def channels_last(volume: Tensor) -> Tensor:
     return volume.contiguous(memory_format=torch.channels_last_3d)
 
 
+def _channels_last_slices(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
 class Inflated(nn.Module):
     """A 2D network that takes volumes; made by `medi3d.inflate.inflate`.
 
@@ -87,6 +91,9 @@ class Inflated(nn.Module):
 
     def _unfold_output(self, output: Tensor) -> Tensor:
         if output.ndim == 4:
+            if output.requires_grad and not torch.compiler.is_compiling():
+                # A loss gives channels-first gradients; batch norm's backward pass is 13 to 27 times slower on mixed layouts.
+                output.register_hook(_channels_last_slices)
             return self.stack.unfold(output)
         if output.ndim == 2 and output.shape[0] == self.stack.volumes:
             return output

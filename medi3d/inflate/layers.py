@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medi3d.inflate.depthwise import conv3d
-from medi3d.inflate.fold import Stack
+from medi3d.inflate.fold import Stack, channels_last
 from medi3d.inflate.profiles import inflate_kernel
 from medi3d.inflate.window import DepthPadding, DepthWindow, pad_depth
 
@@ -46,6 +46,8 @@ class FoldedConv(nn.Module):
         self.padding_mode = conv.padding_mode
         self.window, self.stack, self.depth_padding = window, stack, depth_padding
         weight = inflate_kernel(conv.weight.detach(), window.size, init)
+        # Channels-last like the volumes: a convolution would otherwise convert its weight and gradient at every step.
+        weight = weight.contiguous(memory_format=torch.channels_last_3d)
         self.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
         self.bias = conv.bias
         self.training = conv.training
@@ -59,10 +61,9 @@ class FoldedConv(nn.Module):
             slices = F.pad(slices, (left, right, top, bottom), mode)
             plane = (0, 0)
         volume = self.stack.unfold(slices)  # (B·D, I, H, W) → (B, I, D, H, W)
-        volume = pad_depth(volume, *self.window.padding(volume.shape[2]), self.depth_padding)
-        return self.stack.fold(
-            conv3d(volume, self.weight, self.bias, self.stride, (0, *plane), self.dilation, self.groups)
-        )
+        volume = channels_last(pad_depth(volume, *self.window.padding(volume.shape[2]), self.depth_padding))
+        output = conv3d(volume, self.weight, self.bias, self.stride, (0, *plane), self.dilation, self.groups)
+        return self.stack.fold(channels_last(output))
 
     def _in_plane(self, slices: Tensor, axis: int) -> tuple[int, int]:
         size, stride, dilation = self.kernel_size[1 + axis], self.stride[1 + axis], self.dilation[1 + axis]
