@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medi3d.config import TaskConfig
 from medi3d.errors import InputError, Medi3dError
 from medi3d.infer.predictor import Predictor
 from medi3d.io import case_name, image_files, read_label_map, write_label_map
+from medi3d.io.files import is_image
 from medi3d.preprocess.crop import mask_center_mm
 from medi3d.preprocess.pipeline import read_image
-from medi3d.preprocess.sources import RawCase, group_channels, list_raw_cases
+from medi3d.preprocess.sources import RawCase, RawCases, find_raw_cases, group_channels
 from medi3d.types import FloatTriple
 from medi3d.volume import Volume
 
@@ -59,14 +61,15 @@ def predict_files(
     Raises:
         InputError: there is nothing to predict.
     """
-    cases = list_inputs(source, predictor, masks)
-    chosen = [predictor.holding_out(case.case_id) if out_of_fold else predictor for case in cases]
-    jobs = [(case, runs) for case, runs in zip(cases, chosen, strict=True) if runs is not None]
-    if not jobs:
+    found = list_inputs(source, predictor.task, masks)
+    chosen = [predictor.holding_out(case.case_id) if out_of_fold else predictor for case in found.cases]
+    jobs = [(case, runs) for case, runs in zip(found.cases, chosen, strict=True) if runs is not None]
+    if not jobs and not found.problems:
         raise InputError(f"{source}: nothing to predict" + (" that these runs held out" if out_of_fold else ""))
     output.mkdir(parents=True, exist_ok=True)
     segmentation = predictor.task.kind == "segmentation"
     summary = PredictionSummary(output if segmentation else output / "predictions.csv")
+    summary.problems.update({problem.case_id: problem.message for problem in found.problems})
     rows: list[dict[str, object]] = []
     for number, (case, runs) in enumerate(jobs):
         if on_case is not None:
@@ -86,26 +89,24 @@ def predict_files(
     return summary
 
 
-def list_inputs(source: Path, predictor: Predictor, masks: Path | None) -> list[RawCase]:
-    """Find the cases that an ``--input`` names.
+def list_inputs(source: Path, task: TaskConfig, masks: Path | None) -> RawCases:
+    """Find the cases that an ``--input`` names, and what is wrong with others.
+
+    A table, and a folder without images of its own for a task whose layout is ``patterns``, are read as preprocessing
+    reads them; anything else is an image, a DICOM series, or a folder of them.
 
     Raises:
         InputError: it does not exist, or holds no images.
     """
-    data = predictor.task.data
     if not source.exists():
         raise InputError(
             f"{source}: no such file or folder; --input takes an image, a folder, a DICOM series or a .csv"
         )
-    if source.suffix == ".csv":
-        cases, _ = list_raw_cases(source, data, need_label=False)
-        return cases
-    if source.is_dir() and data.layout == "patterns":
-        cases, _ = list_raw_cases(source, data, need_label=False)
-        if cases:
-            return cases
-    groups = group_channels(image_files(source), channels=predictor.task.in_channels)
-    return [RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()]
+    nested = task.data.layout == "patterns" and source.is_dir() and not any(map(is_image, source.iterdir()))
+    if nested or source.suffix == ".csv":
+        return find_raw_cases(source, task.data, need_label=False)
+    groups = group_channels(image_files(source), channels=task.in_channels)
+    return RawCases([RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()])
 
 
 def _mask_of(name: str, masks: Path | None) -> Path | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,7 +94,7 @@ class Predictor:
                 f"({', '.join(self.task.data.channels)})"
             )
         prepared, record = prepare_image(volume, self.task, center_mm=center_mm)
-        image = torch.from_numpy(prepared.array)
+        image = torch.from_numpy(np.ascontiguousarray(prepared.array))  # reorienting leaves flipped views
         total = sum(torch.softmax(predict_logits(member.model, image, member.task), 0) for member in self._members)
         assert isinstance(total, Tensor)
         return total / len(self._members), record
