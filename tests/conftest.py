@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from medi3d import io
 from medi3d.config import TaskConfig, load_task
 from medi3d.preprocess import prepare_dataset

@@ -34,7 +34,7 @@ def split_cases(
 
     Raises:
         ConfigError: there is no such fold.
-        InputError: fewer patients than folds, or fewer training cases than asked for.
+        InputError: fewer patients, or patients of a class, than folds, or fewer training cases than asked for.
     """
     if not 0 <= fold < folds:
         raise ConfigError(f"fold {fold} does not exist: train.folds is {folds}, so give 0 to {folds - 1}")
@@ -44,6 +44,13 @@ def split_cases(
     if patients < folds:
         raise InputError(f"{patients} patients cannot be split into {folds} folds; set train.folds lower or add cases")
     targets = np.array([0 if case.target is None else case.target for case in ordered])
+    for target in np.unique(targets):
+        count = len(set(groups[targets == target]))
+        if count < folds:
+            raise InputError(
+                f"class {target} has {count} patient{'' if count == 1 else 's'}, fewer than train.folds ({folds}), so "
+                "a fold would lack it; set train.folds lower or add cases"
+            )
     ids = np.array([case.case_id for case in ordered])
     splitter = StratifiedGroupKFold if len(set(targets)) > 1 else GroupKFold
     parts = list(splitter(folds, shuffle=True, random_state=seed).split(ids, targets, groups))

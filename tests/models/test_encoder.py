@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import Tensor, nn
+
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.models import create_encoder
 from medi3d.models.encoder import load_encoder_state
-from torch import Tensor, nn
 
 LITE0 = "tf_efficientnet_lite0"
 PIXEL = {"unit": (1.0, 0.0), "zscore": (0.226, 0.449)}

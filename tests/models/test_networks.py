@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from medi3d.config import TaskConfig, list_tasks, load_task
 from medi3d.models import Encoder, create_encoder, create_model
 from medi3d.models.classifier import Classifier

@@ -7,11 +7,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import Tensor
+
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.models import create_encoder, zoo
 from medi3d.models.encoder import known_weights_packages
 from medi3d.models.weights import find_imagenet_weights, read_weights_file
-from torch import Tensor
 
 NAME = "lcnet_035"  # small, and timm has no weights of it
 
