@@ -1,4 +1,4 @@
-"""3D convolution, with a faster backward pass for depthwise kernels on a CPU.
+"""Depthwise 3D convolution with a fast backward pass on a CPU.
 
 oneDNN has fast forward kernels for depthwise 3D convolution in channels-last memory and backward ones that are 10 to 300
 times slower (benchmarks/README.md, Inflation). But both gradients are themselves depthwise convolutions, and so can run at
@@ -24,29 +24,11 @@ _SMALL_FOR_NARROW = 64
 _SMALL_FOR_WIDE = 512
 
 
-def conv3d(
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntTriple,
-    padding: IntTriple,
-    dilation: IntTriple,
-    groups: int,
+def conv3d_depthwise(
+    volume: Tensor, weight: Tensor, bias: Tensor | None, stride: IntTriple, padding: IntTriple, dilation: IntTriple
 ) -> Tensor:
-    """Convolve as `torch.nn.functional.conv3d` does, with the same result and the same gradients."""
-    if _is_slow(volume, weight, groups):
-        return _DepthwiseConv.apply(volume, weight, bias, stride, padding, dilation)
-    return F.conv3d(volume, weight, bias, stride, padding, dilation, groups)
-
-
-def _is_slow(volume: Tensor, weight: Tensor, groups: int) -> bool:
-    return (
-        1 < groups == volume.shape[1] == weight.shape[0]
-        and volume.device.type == "cpu"
-        and volume.dtype == weight.dtype == torch.float32
-        and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """Convolve each channel of volumes (B, C, D, H, W) with its own kernel of (C, 1, T, kH, kW), in float32 on a CPU."""
+    return _DepthwiseConv.apply(volume, weight, bias, stride, padding, dilation)
 
 
 class _DepthwiseConv(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medi3d.inflate.depthwise import conv3d
+from medi3d.inflate.convolve import conv3d
 from medi3d.inflate.fold import Stack, channels_last
 from medi3d.inflate.profiles import inflate_kernel
 from medi3d.inflate.window import DepthPadding, DepthWindow, pad_depth
