@@ -180,7 +180,7 @@ def _draw_nodules(rng: np.random.Generator) -> tuple[Nodule, ...]:
     nodules: list[Nodule] = []
     while len(nodules) < len(kinds):
         kind = kinds[len(nodules)]
-        diameter = float(rng.uniform(9.0, 20.0) if kind == "solid" else rng.uniform(14.0, 24.0))
+        diameter = float(rng.uniform(12.0, 22.0) if kind == "solid" else rng.uniform(13.0, 23.0))
         center = _draw_point_in_lung(rng, diameter / 2)
         apart = all(
             np.linalg.norm(np.subtract(center, other.center_mm)) > (diameter + other.diameter_mm) / 2 + 6
@@ -209,14 +209,14 @@ def _draw_vessel_tree(rng: np.random.Generator, side: str) -> list[Vessel]:
     inwards = -np.sign(center[2])
     hilum = center + np.array([0.0, 0.0, inwards * _HILUM_OFFSET_MM])
     trunks = [(hilum, np.array([up, ahead, -inwards * 0.5])) for up in (-0.9, 0.0, 0.9) for ahead in (-0.6, 0.6)]
-    growing = [(start, direction, 22.0, 2.6) for start, direction in trunks]
+    growing = [(start, direction, 22.0, 2.2) for start, direction in trunks]
     pieces = []
     while growing:
         start, direction, length, radius = growing.pop()
         direction = direction / np.linalg.norm(direction)
         end = start + direction * length
         pieces.append(Vessel(tuple(start.tolist()), tuple(end.tolist()), radius))
-        if radius > 0.9:
+        if radius > 0.8:
             for _ in range(2):
                 growing.append((end, direction + rng.normal(scale=0.55, size=3), length * 0.75, radius * 0.75))
     return pieces
