@@ -107,7 +107,7 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
     }
     shown = {title: names for title, names in panels.items() if names}
     figure = Figure(figsize=(5.2 * len(shown), 3.8), layout="constrained")
-    for axes, (title, names) in zip(np.ravel(figure.subplots(1, len(shown))), shown.items(), strict=True):
+    for axes, (title, names) in zip(np.ravel(figure.subplots(1, len(shown), sharex=True)), shown.items(), strict=True):
         for name in names:
             known = np.isfinite(columns[name])
             marker = "o" if known.sum() <= 30 else None
