@@ -1,8 +1,19 @@
 """Inflation: a 2D network becomes a 3D network that gives the same answer on a volume of equal slices."""
 
-from medi3d.inflate.convert import CONVERTERS, inflate
+from medi3d.inflate.convert import inflate
+from medi3d.inflate.converters import CONVERTERS
 from medi3d.inflate.fold import Inflated
 from medi3d.inflate.profiles import PROFILES, inflate_kernel
+from medi3d.inflate.verify import Exactness, measure_exactness
 from medi3d.inflate.window import DepthPadding
 
-__all__ = ["CONVERTERS", "PROFILES", "DepthPadding", "Inflated", "inflate", "inflate_kernel"]
+__all__ = [
+    "CONVERTERS",
+    "PROFILES",
+    "DepthPadding",
+    "Exactness",
+    "Inflated",
+    "inflate",
+    "inflate_kernel",
+    "measure_exactness",
+]

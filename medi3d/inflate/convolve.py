@@ -12,7 +12,8 @@ from torch import Tensor
 from medi3d.inflate.depthwise import conv3d_depthwise
 from medi3d.types import IntTriple
 
-# With this few output positions a dense convolution spends its time on its weights, which one matrix product reads once.
+# With this few output positions a dense convolution spends its time on its weights, which one matrix product reads
+# once.
 _FEW_POSITIONS = 128
 
 

@@ -1,9 +1,10 @@
 """Depthwise 3D convolution with a fast backward pass on a CPU.
 
-oneDNN has fast forward kernels for depthwise 3D convolution in channels-last memory and backward ones that are 10 to 300
-times slower (benchmarks/README.md, Inflation). But both gradients are themselves depthwise convolutions, and so can run at
-forward speed: that of the input convolves the gradient with the flipped kernel, that of the kernel convolves the input with
-the gradient. Where the gradient is too large a kernel for that, the kernel's gradient is taken slice by slice.
+oneDNN has fast forward kernels for depthwise 3D convolution in channels-last memory and backward ones that are 10 to
+300 times slower (benchmarks/README.md, Inflation). But both gradients are themselves depthwise convolutions, and so
+can run at forward speed: that of the input convolves the gradient with the flipped kernel, that of the kernel
+convolves the input with the gradient. Where the gradient is too large a kernel for that, the kernel's gradient is
+taken slice by slice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from medi3d.types import IntTriple
 
 IntPair: TypeAlias = tuple[int, int]
 
-# Largest gradient, in voxels, that is a good kernel: for kernels up to 3 wide slices are soon faster, for wider ones later.
+# Largest gradient, in voxels, that is a good kernel: for kernels up to 3 wide slices are soon faster, for wider ones
+# later.
 _SMALL_FOR_NARROW = 64
 _SMALL_FOR_WIDE = 512
 
@@ -27,8 +29,9 @@ _SMALL_FOR_WIDE = 512
 def conv3d_depthwise(
     volume: Tensor, weight: Tensor, bias: Tensor | None, stride: IntTriple, padding: IntTriple, dilation: IntTriple
 ) -> Tensor:
-    """Convolve each channel of volumes (B, C, D, H, W) with its own kernel of (C, 1, T, kH, kW), in float32 on a CPU."""
-    return _DepthwiseConv.apply(volume, weight, bias, stride, padding, dilation)
+    """Convolve each channel of volumes (B, C, D, H, W) with its kernel of (C, 1, T, kH, kW), in float32 on a CPU."""
+    output: Tensor = _DepthwiseConv.apply(volume, weight, bias, stride, padding, dilation)
+    return output
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -49,7 +52,7 @@ class _DepthwiseConv(torch.autograd.Function):
         return F.conv3d(volume, weight, bias, stride, padding, dilation, weight.shape[0])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         volume, weight = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last_3d)
@@ -79,7 +82,8 @@ def _volume_gradient(
     margin = [step * (size - 1) - pad for step, size, pad in zip(dilation, taps, padding, strict=True)]
     if min(margin) < 0:  # padding wider than the kernel
         return _native_gradients(grad, volume, weight, (stride, padding, dilation), (True, False))[0]
-    # Positions that no window reaches are zeros at the far end; a stride puts zeros between the positions of the gradient.
+    # Positions that no window reaches are zeros at the far end; a stride puts zeros between the positions of the
+    # gradient.
     sizes = [
         n + 2 * pad - step * (size - 1)
         for n, pad, step, size in zip(volume.shape[2:], padding, dilation, taps, strict=True)
@@ -115,7 +119,7 @@ def _weight_gradient_by_volume(
     """Convolve each volume with its gradient as the kernel; stride and dilation change places."""
     channels, _, *taps = weight.shape
     total = torch.zeros_like(weight)
-    for one, kernel in zip(volume.split(1), grad.unsqueeze(2), strict=True):  # (1, C, D, H, W), (C, 1, D', H', W')
+    for one, kernel in zip(volume.unsqueeze(1), grad.unsqueeze(2), strict=True):  # (1, C, D, H, W), (C, 1, D', H', W')
         total += F.conv3d(one, kernel, None, dilation, padding, stride, channels)[
             :, :, : taps[0], : taps[1], : taps[2]
         ].transpose(0, 1)

@@ -1,7 +1,8 @@
 """Depth folding: a 2D network runs on the stack of all slices, and only layers that look at neighbours see depth.
 
-A batch of volumes (B, C, D, H, W) is folded to slices (B·D, C, H, W). In channels-last memory the fold is a view, because
-NDHWC is (N·D)HWC; tensors are kept that way. `Stack` tells every layer of a network how many volumes its slices belong to.
+A batch of volumes (B, C, D, H, W) is folded to slices (B·D, C, H, W). In channels-last memory the fold is a view,
+because NDHWC is (N·D)HWC; tensors are kept so. `Stack` tells every layer of a network how many volumes its slices
+belong to.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from medi3d.errors import InflationError, InputError
 class Stack:
     """How many volumes the slices that pass through a network belong to; shared by all its layers.
 
-    It holds no tensor, so it is no part of a state dict; deepcopy and pickle keep one object for one network. Depth is not
-    stored but inferred, so that it may differ between branches and shrink at strides.
+    It holds no tensor, so it is no part of a state dict; deepcopy and pickle keep one object for one network. Depth is
+    not stored but inferred, so that it may differ between branches and shrink at strides.
     """
 
     def __init__(self) -> None:
@@ -27,11 +28,16 @@ class Stack:
 
     def unfold(self, slices: Tensor) -> Tensor:
         """Return slices (B·D, C, H, W) as volumes (B, C, D, H, W), a view."""
-        return slices.unflatten(0, (self.volumes, -1)).transpose(1, 2)
+        return split_first(slices, self.volumes).transpose(1, 2)
 
     def fold(self, volumes: Tensor) -> Tensor:
         """Return volumes (B, C, D, H, W) as slices (B·D, C, H, W), a view in channels-last memory."""
         return volumes.transpose(1, 2).flatten(0, 1)
+
+
+def split_first(tensor: Tensor, count: int) -> Tensor:
+    """Split the first axis: (B·D, …) → (B, D, …), a view."""
+    return tensor.view(count, tensor.shape[0] // count, *tensor.shape[1:])
 
 
 def channels_last(volume: Tensor) -> Tensor:
@@ -67,11 +73,11 @@ class Inflated(nn.Module):
             volume: (B, C, D, H, W) intensities on the scale that the 2D network was trained on.
 
         Returns:
-            What the 2D network returns, with every feature map (B, C, H, W) as (B, C, D, H, W); classifier outputs stay (B, K).
+            What the 2D network returns, feature maps (B, C, H, W) as (B, C, D, H, W); classifier outputs stay (B, K).
 
         Raises:
             InputError: the input does not have five dimensions.
-            InflationError: an output belongs to single slices, because the network pooled them with code that has no 3D form.
+            InflationError: an output belongs to single slices: the network pools or reshapes them in its own code.
         """
         if volume.ndim != 5:
             raise InputError(f"an inflated network takes (B, C, D, H, W), got a tensor of shape {tuple(volume.shape)}")
@@ -92,12 +98,13 @@ class Inflated(nn.Module):
     def _unfold_output(self, output: Tensor) -> Tensor:
         if output.ndim == 4:
             if output.requires_grad and not torch.compiler.is_compiling():
-                # A loss gives channels-first gradients; batch norm's backward pass is 13 to 27 times slower on mixed layouts.
-                output.register_hook(_channels_last_slices)
+                # Losses give channels-first gradients; batch norm's backward is 13 to 27 times slower on mixed layouts.
+                output.register_hook(_channels_last_slices)  # type: ignore[no-untyped-call]
             return self.stack.unfold(output)
         if output.ndim == 2 and output.shape[0] == self.stack.volumes:
             return output
         raise InflationError(
-            f"an output of shape {tuple(output.shape)} for {self.stack.volumes} volumes is neither a feature map (B·D, C, H, W) nor (B, K): "
-            "the network pools or reshapes single slices in its own code; use features_only=True, or pool with nn.AdaptiveAvgPool2d"
+            f"{type(self.body).__name__} gave {tuple(output.shape)} for {self.stack.volumes} volumes, no feature map "
+            "and not (B, K): it pools or reshapes single slices in its own code; take its feature maps, or let it pool "
+            "with nn.AdaptiveAvgPool2d"
         )

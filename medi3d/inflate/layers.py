@@ -1,8 +1,8 @@
 """The layers of a folded network that look along depth.
 
-Only convolutions are replaced, because their weights change. What every other layer does along depth is a hook on the 2D
-layer, which stays as it is and keeps its names: before it (`TakeEvery`, `ReduceDepth`), after it (`PoolDepth`), or around it
-(`PerVolume`, `Tall`). Hooks are objects that hold the shared `Stack`, so deepcopy and pickle keep them.
+Only convolutions are replaced, because their weights change. What every other layer does along depth is a hook on the
+2D layer, which stays as it is and keeps its names: before it (`TakeEvery`, `ReduceDepth`), after it (`PoolDepth`), or
+around it (`PerVolume`, `Tall`). Hooks are objects that hold the shared `Stack`, so deepcopy and pickle keep them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medi3d.inflate.convolve import conv3d
-from medi3d.inflate.fold import Stack, channels_last
+from medi3d.inflate.fold import Stack, channels_last, split_first
 from medi3d.inflate.profiles import inflate_kernel
 from medi3d.inflate.window import DepthPadding, DepthWindow, pad_depth
+from medi3d.types import IntTriple
 
 Reduction: TypeAlias = Callable[[list[Tensor]], Tensor]
 
@@ -39,9 +40,9 @@ class FoldedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size = (window.size, *conv.kernel_size)
-        self.stride = (window.stride, *conv.stride)
-        self.dilation = (window.dilation, *conv.dilation)
+        self.kernel_size: IntTriple = (window.size, conv.kernel_size[0], conv.kernel_size[1])
+        self.stride: IntTriple = (window.stride, conv.stride[0], conv.stride[1])
+        self.dilation: IntTriple = (window.dilation, conv.dilation[0], conv.dilation[1])
         self.padding = conv.padding
         self.padding_mode = conv.padding_mode
         self.window, self.stack, self.depth_padding = window, stack, depth_padding
@@ -114,7 +115,7 @@ class ReduceDepth:
 
 
 class PoolDepth:
-    """After a 2D pool: pool along depth too; a box-shaped window is separable. Ends are replicated, which max does not see."""
+    """After a 2D pool: pool along depth too, as a box is separable. Ends are replicated; a maximum does not see it."""
 
     def __init__(self, stack: Stack, window: DepthWindow, reduction: str) -> None:
         self.stack, self.window, self.reduction = stack, window, reduction
@@ -140,7 +141,7 @@ class PerVolume:
 
     def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Split the first axis (B·D, …) → (B, D, …)."""
-        return (args[0].unflatten(0, (self.stack.volumes, -1)), *args[1:])
+        return (split_first(args[0], self.stack.volumes), *args[1:])
 
     def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Merge the first axes (B, D, …) → (B·D, …)."""
@@ -150,7 +151,7 @@ class PerVolume:
 class Tall:
     """Around a layer that treats all positions alike: it sees (B, C, D·H, W), so that its statistics are a volume's.
 
-    In channels-last memory this is a view. It fits squeeze-excitation, group and instance norms, and pools to one value.
+    In channels-last memory this is a view. It fits squeeze-excitation, group and instance norms, pools to one value.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -167,4 +168,4 @@ class Tall:
         """Undo `enter`, unless the output holds one value for the whole volume."""
         if output.ndim != 4 or output.shape[2] != args[0].shape[2] or output.shape[3] != args[0].shape[3]:
             return output
-        return self.stack.fold(output.unflatten(2, (self.depth, -1)))
+        return self.stack.fold(output.view(*output.shape[:2], self.depth, -1, output.shape[3]))

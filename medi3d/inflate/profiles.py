@@ -1,8 +1,8 @@
 """Depth profiles: how the weight of a 2D kernel is shared out over the taps of a 3D kernel.
 
-A 2D kernel ``w`` becomes ``W[:, :, t] = p[t] · w`` with Σp = 1, so that a volume of equal slices is answered as its slice is.
-Every published initialisation is a row of `PROFILES`. The centre tap of an even kernel is the earlier of the middle two,
-``(T - 1) // 2``: the one on which PyTorch's and TensorFlow's ``same`` padding put the output.
+A 2D kernel ``w`` becomes ``W[:, :, t] = p[t] · w`` with Σp = 1, so that a volume of equal slices is answered as its
+slice is. Every published initialisation is a row of `PROFILES`. The centre tap of an even kernel is the earlier of
+the middle two, ``(T - 1) // 2``: the one on which PyTorch's and TensorFlow's ``same`` padding put the output.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class DepthWindow:
 
 
 class _ReplicateDepth(torch.autograd.Function):
-    """Repeat the end slices; the backward pass adds to the end slices only, where cat's touches the volume three times."""
+    """Repeat the end slices. The backward pass adds to those only, where that of cat adds three volumes."""
 
     @staticmethod
     def forward(ctx: Any, volume: Tensor, before: int, after: int) -> Tensor:
@@ -90,4 +90,4 @@ def pad_depth(volume: Tensor, before: int, after: int, mode: DepthPadding) -> Te
         return volume
     if mode == "zeros":
         return F.pad(volume, (0, 0, 0, 0, before, after))
-    return _ReplicateDepth.apply(volume, before, after)  # type: ignore[no-any-return, no-untyped-call]
+    return _ReplicateDepth.apply(volume, before, after)  # type: ignore[no-any-return]
