@@ -37,7 +37,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Draws folds, patches, augmentation and random weights.")] = None,
     fold: Annotated[int, typer.Option(help="Which fold to validate on, from 0.")] = 0,
     assign: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
-    prepared: Annotated[Path | None, typer.Option(help="Prepared data [data/prepared/<task>].")] = None,
+    prepared: Annotated[
+        Path | None, typer.Option(help="Prepared data [data/prepared/<task>, or the resumed run's].")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where runs go.")] = RUNS,
     name: Annotated[str | None, typer.Option(help="Name of the run [init, fold and time].")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
@@ -45,8 +47,6 @@ def train(
     print_config: Annotated[bool, typer.Option(help="Print what the run would use, and stop.")] = False,
 ) -> None:
     """Train one fold of a task on its prepared cases."""
-    from medi3d.train.loop import train_task
-
     flags = {
         "model.init": init,
         "model.backbone": backbone,
@@ -62,10 +62,14 @@ def train(
     if print_config:
         typer.echo(yaml.safe_dump(dump_task(config), sort_keys=False))
         return
+    from medi3d.train.loop import train_task
+    from medi3d.train.run import RunFolder
+
+    own = PREPARED / config.name if resume is None else RunFolder(resume).load_prepared()
     with _progress_bar() as bar:
         result = train_task(
             config,
-            prepared=prepared or PREPARED / config.name,
+            prepared=prepared or own,
             run=run,
             fold=fold,
             device=device,

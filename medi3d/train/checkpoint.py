@@ -36,7 +36,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise WeightsError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:160]})") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable checkpoint ({reason[:160]})") from None
     if not isinstance(state, dict) or "model" not in state:
         raise WeightsError(f"{path}: not a checkpoint of a medi3d run")
     return state

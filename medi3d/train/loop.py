@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -12,16 +13,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medi3d.config import TaskConfig
+from medi3d.config import TaskConfig, dump_task
 from medi3d.data.augment import Augmenter
 from medi3d.data.patches import PatchDataset
 from medi3d.data.splits import split_cases
-from medi3d.errors import InputError, Medi3dError
+from medi3d.errors import ConfigError, InputError, Medi3dError
 from medi3d.io.prepared import PreparedCase, PreparedStore
 from medi3d.models.build import create_model
+from medi3d.registry import unknown_name_message
 from medi3d.train.checkpoint import load_checkpoint, save_checkpoint
 from medi3d.train.losses import create_loss
 from medi3d.train.run import RunFolder
@@ -29,6 +32,8 @@ from medi3d.train.schedule import Pace, parse_duration, rate_factor
 from medi3d.train.validate import validate
 
 logger = logging.getLogger(__name__)
+
+DEVICES = ("auto", "cpu")
 
 _LOG_EVERY = 10
 _ENDLESS = 2**40
@@ -83,24 +88,27 @@ def train_task(
         WeightsError: pretrained weights or a checkpoint that cannot be had.
         Medi3dError: the loss stopped being a number.
     """
-    cases = {case.case_id: case for case in PreparedStore(prepared).cases()}
-    _check_cases(cases, task, prepared)
+    store = PreparedStore(prepared)
+    _check_settings(store, task)
+    cases = {case.case_id: case for case in store.cases()}
     folder = RunFolder(run)
     if resume:
         split = folder.load_split()
+        missing = [name for name in (*split.train, *split.validation) if name not in cases]
+        if missing:
+            raise InputError(
+                f"{prepared}: {len(missing)} cases of the run are gone, {missing[0]} first; prepare them again"
+            )
     else:
+        folder.check_free()
         split = split_cases(
             list(cases.values()), folds=task.train.folds, fold=fold, seed=task.train.seed, train_cases=task.train.cases
-        )
-        folder.create(task, split, prepared=prepared, fold=fold)
-    missing = [name for name in (*split.train, *split.validation) if name not in cases]
-    if missing:
-        raise InputError(
-            f"{prepared}: {len(missing)} cases of the run are gone, {missing[0]} first; prepare them again"
         )
     trainer = Trainer(task, folder, device=device, on_event=on_event)
     if resume:
         trainer.restore(load_checkpoint(folder.last))
+    else:  # nothing is written before all that was asked for is known to be there
+        folder.create(task, split, prepared=prepared, fold=fold)
     return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
 
 
@@ -110,16 +118,20 @@ class Trainer:
     def __init__(
         self, task: TaskConfig, folder: RunFolder, *, device: str, on_event: Callable[[TrainEvent], None] | None
     ) -> None:
+        _check_options(task, device)
         self.task, self.folder, self.on_event = task, folder, on_event
+        if not torch.distributed.is_initialized():
+            # accelerate keeps one state a process; this run may want another device or precision than the last one
+            AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             cpu=device == "cpu", mixed_precision=task.train.precision, log_with="tensorboard", project_dir=folder.path
         )
         torch.manual_seed(task.train.seed)
+        self.pace = Pace(task.train.steps, parse_duration(task.train.budget) if task.train.budget else None)
         model = create_model(task)
         optimizer = _create_optimizer(model, task)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.loss = create_loss(task)
-        self.pace = Pace(task.train.steps, parse_duration(task.train.budget) if task.train.budget else None)
         self.step, self.elapsed_before = 0, 0.0
         self.validated, self.score, self.best = 0, math.nan, -math.inf
         self.started = time.monotonic()
@@ -175,6 +187,8 @@ class Trainer:
             sampler=range(done, _ENDLESS),
             num_workers=config.workers,
             drop_last=True,
+            # Its own, so that starting to read leaves the state that a checkpoint has restored (dropout) as it is.
+            generator=torch.Generator(),
         )
         return iter(self.accelerator.prepare(loader))
 
@@ -253,16 +267,30 @@ def _create_optimizer(model: nn.Module, task: TaskConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def _check_cases(cases: dict[str, PreparedCase], task: TaskConfig, prepared: Path) -> None:
-    """Refuse a store that was prepared for another task."""
-    needed = "label" if task.kind == "segmentation" else "target"
-    for name, case in cases.items():
-        if case.image().shape[0] != task.in_channels:
+def _check_options(task: TaskConfig, device: str) -> None:
+    """Refuse what training cannot do, before anything is written."""
+    if device not in DEVICES:
+        raise ConfigError(unknown_name_message("device", device, DEVICES))
+    if task.kind == "classification" and task.train.batch_size < 2:
+        raise ConfigError("train.batch_size: the classifier's head normalises over the batch; give at least 2")
+
+
+def _check_settings(store: PreparedStore, task: TaskConfig) -> None:
+    """Refuse a store that was prepared for another task or with other settings: prediction would prepare by the task's.
+
+    Raises:
+        InputError: a setting that preprocessing followed differs.
+    """
+    prepared, wanted = store.task_values, json.loads(json.dumps(dump_task(task)))
+    pairs = {"kind": (prepared["kind"], wanted["kind"])}
+    pairs |= {f"data.{key}": (prepared["data"][key], wanted["data"][key]) for key in ("channels", "labels", "classes")}
+    pairs |= {
+        f"preprocess.{key}": (prepared["preprocess"].get(key), wanted["preprocess"][key])
+        for key in wanted["preprocess"]
+    }
+    for key, (was, now) in pairs.items():
+        if was != now:
             raise InputError(
-                f"{prepared}: {name} has {case.image().shape[0]} channels, task {task.name} has {task.in_channels}; "
-                f"prepare it with `medi3d preprocess --task {task.name}`"
-            )
-        if (case.label() if needed == "label" else case.target) is None:
-            raise InputError(
-                f"{prepared}: {name} has no {needed}; prepare it with `medi3d preprocess --task {task.name}`"
+                f"{store.folder}: prepared with {key} {was}, the task has {now}; run `medi3d preprocess --task "
+                f"{task.name}` again with the task's settings, or give --set {key}=... to train as well"
             )

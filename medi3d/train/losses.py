@@ -18,7 +18,13 @@ LOSSES: Registry[Callable[[TaskConfig], Loss]] = Registry("loss")
 
 @LOSSES.register("cross_entropy")
 def _cross_entropy(task: TaskConfig) -> Loss:
-    return nn.CrossEntropyLoss(weight=_weights(task))
+    loss = nn.CrossEntropyLoss(weight=_weights(task))
+
+    def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+        value: Tensor = loss.to(logits.device)(logits, truth)
+        return value
+
+    return cross_entropy
 
 
 @LOSSES.register("dice_ce")
@@ -27,7 +33,7 @@ def _dice_ce(task: TaskConfig) -> Loss:
     loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, weight=_weights(task))
 
     def dice_ce(logits: Tensor, label: Tensor) -> Tensor:
-        value: Tensor = loss(logits, label[:, None])
+        value: Tensor = loss.to(logits.device)(logits, label[:, None])
         return value
 
     return dice_ce

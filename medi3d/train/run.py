@@ -39,9 +39,19 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self.split_file = path / "split.json"
+        self.environment_file = path / "environment.json"
         self.metrics_file = path / "metrics.csv"
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
+
+    def check_free(self) -> None:
+        """Check that a new run may be written here.
+
+        Raises:
+            InputError: the folder already holds a run.
+        """
+        if self.config_file.exists():
+            raise InputError(f"{self.path}: already holds a run; give another --name, or --resume it")
 
     def create(self, task: TaskConfig, split: Split, *, prepared: Path, fold: int) -> None:
         """Write what describes the run before its first step.
@@ -49,8 +59,7 @@ class RunFolder:
         Raises:
             InputError: the folder already holds a run.
         """
-        if self.config_file.exists():
-            raise InputError(f"{self.path}: already holds a run; give another --name, or --resume it")
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(yaml.safe_dump(dump_task(task), sort_keys=False), encoding="utf-8")
         self.split_file.write_text(json.dumps({"fold": fold, **asdict(split)}, indent=1), encoding="utf-8")
@@ -60,10 +69,10 @@ class RunFolder:
             "machine": f"{platform.system()} {platform.machine()}",
             "git_commit": _git_commit(),
             "seed": task.train.seed,
-            "prepared": str(prepared),
+            "prepared": str(prepared.resolve()),
             "data_fingerprint": PreparedStore(prepared).fingerprint_hash,
         }
-        (self.path / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        self.environment_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     def load_config(self) -> TaskConfig:
         """Read the run's resolved configuration.
@@ -79,6 +88,10 @@ class RunFolder:
         """Read which cases the run trains on and validates on."""
         content = json.loads(self.split_file.read_text(encoding="utf-8"))
         return Split(tuple(content["train"]), tuple(content["validation"]))
+
+    def load_prepared(self) -> Path:
+        """Read where the prepared data lies that the run trains on."""
+        return Path(json.loads(self.environment_file.read_text(encoding="utf-8"))["prepared"])
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to ``metrics.csv``; a column without a value stays empty."""

@@ -28,7 +28,7 @@ def rate_factor(schedule: str, progress: float, *, warmup: float) -> float:
         progress: share of the run that is done, in [0, 1].
         warmup: share over which the factor rises linearly.
 
-    Example:
+    Examples:
         >>> rate_factor("cosine", 0.05, warmup=0.1), rate_factor("constant", 0.5, warmup=0.1)
         (0.5, 1.0)
     """
@@ -43,7 +43,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ConfigError: it is none.
 
-    Example:
+    Examples:
         >>> parse_duration("1h30m")
         5400.0
     """
