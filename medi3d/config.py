@@ -139,7 +139,7 @@ class TrainConfig:
     budget: str | None = None
     """Wall-clock budget, such as ``10m`` or ``1h30m``; the schedule is fitted to it and ``steps`` is not used."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     warmup: Fraction = 0.03
@@ -150,7 +150,7 @@ class TrainConfig:
     """Share of the patches that are centred on a foreground voxel."""
     grad_clip: Positive = 12.0
     precision: Literal["no", "bf16", "fp16"] = "no"
-    validations: PositiveInt = 8
+    validations: PositiveInt = 4
     """How many times the held-out cases are predicted over a run."""
     folds: Annotated[int, Field(ge=2)] = 5
     cases: PositiveInt | None = None
@@ -232,7 +232,7 @@ def load_task(
     Raises:
         ConfigError: no such task or file; an unknown key, a wrong type or a value out of range.
 
-    Example:
+    Examples:
         >>> load_task("hippocampus", overrides={"train.steps": 7}).train.steps
         7
     """

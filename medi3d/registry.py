@@ -22,7 +22,7 @@ def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
         name: the name that was not found.
         known: all names that there are.
 
-    Example:
+    Examples:
         >>> unknown_name_message("task", "hipocampus", ["demo", "hippocampus"])
         "unknown task 'hipocampus'; did you mean 'hippocampus'? Known: demo, hippocampus"
     """
@@ -38,7 +38,7 @@ class Registry(Generic[T]):
     Args:
         kind: what a row is, in the singular; used in error messages.
 
-    Example:
+    Examples:
         >>> shapes: Registry[int] = Registry("shape")
         >>> _ = shapes.add("triangle", 3)
         >>> shapes["triangle"]

@@ -130,7 +130,7 @@ class Volume:
     Raises:
         InputError: the array is not 4-D or empty, or the affine is not usable.
 
-    Example:
+    Examples:
         >>> volume = Volume(np.zeros((1, 4, 5, 6), np.float32), np.diag([3.0, 2.0, 1.0, 1.0]))
         >>> volume.shape, volume.spacing_mm
         ((4, 5, 6), (3.0, 2.0, 1.0))

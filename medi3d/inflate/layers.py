@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from medi3d.inflate.convolve import conv3d
 from medi3d.inflate.fold import Stack, channels_last, split_first
 from medi3d.inflate.profiles import inflate_kernel
-from medi3d.inflate.window import DepthPadding, DepthWindow, pad_depth
+from medi3d.inflate.window import DepthPadding, DepthWindow, Margins, pad_volume
 from medi3d.types import IntTriple
 
 Reduction: TypeAlias = Callable[[list[Tensor]], Tensor]
@@ -55,18 +55,21 @@ class FoldedConv(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """Convolve folded slices (B·D, I, H, W)."""
-        (top, bottom), (left, right) = self._in_plane(slices, 0), self._in_plane(slices, 1)
-        plane = (top, left)
-        if top != bottom or left != right or self.padding_mode != "zeros":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            slices = F.pad(slices, (left, right, top, bottom), mode)
-            plane = (0, 0)
+        height, width = self._in_plane(slices, 0), self._in_plane(slices, 1)
+        if self.padding_mode != "zeros":
+            slices = F.pad(slices, (*width, *height), self.padding_mode)
+            height = width = (0, 0)
         volume = self.stack.unfold(slices)  # (B·D, I, H, W) → (B, I, D, H, W)
-        volume = channels_last(pad_depth(volume, *self.window.padding(volume.shape[2]), self.depth_padding))
+        depth, plane = self.window.padding(volume.shape[2]), (height[0], width[0])
+        if height[0] == height[1] and width[0] == width[1]:  # the convolution pads by itself, without a copy
+            height = width = (0, 0)
+        else:
+            plane = (0, 0)
+        volume = channels_last(pad_volume(volume, depth, self.depth_padding, height=height, width=width))
         output = conv3d(volume, self.weight, self.bias, self.stride, (0, *plane), self.dilation, self.groups)
         return self.stack.fold(channels_last(output))
 
-    def _in_plane(self, slices: Tensor, axis: int) -> tuple[int, int]:
+    def _in_plane(self, slices: Tensor, axis: int) -> Margins:
         size, stride, dilation = self.kernel_size[1 + axis], self.stride[1 + axis], self.dilation[1 + axis]
         if self.window.same:
             return DepthWindow(size, stride, dilation, same=True).padding(slices.shape[2 + axis])
@@ -80,7 +83,7 @@ class FoldedConv(nn.Module):
         )
 
 
-def static_padding(padding: str | tuple[int, ...], size: int, dilation: int, axis: int) -> tuple[int, int]:
+def static_padding(padding: str | tuple[int, ...], size: int, dilation: int, axis: int) -> Margins:
     """Return PyTorch's padding (before, after) of one axis of a 2D convolution."""
     if padding == "valid":
         return 0, 0
@@ -123,7 +126,7 @@ class PoolDepth:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Pool slices (B·D, C, H, W) to (B·D', C, H, W)."""
         volume = self.stack.unfold(output)
-        volume = pad_depth(volume, *self.window.padding(volume.shape[2]), "replicate")
+        volume = pad_volume(volume, self.window.padding(volume.shape[2]))
         window = self.window
         last = (volume.shape[2] - window.extent) // window.stride * window.stride
         starts = range(0, window.extent, window.dilation)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DepthPadding: TypeAlias = Literal["replicate", "zeros"]
+Margins: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DepthWindow:
         """Slices from the first tap to the last, both counted."""
         return self.dilation * (self.size - 1) + 1
 
-    def padding(self, depth: int) -> tuple[int, int]:
+    def padding(self, depth: int) -> Margins:
         """Return how many slices to add before and after a volume of ``depth`` slices; at least one window fits then.
 
         Example:
@@ -63,31 +64,55 @@ class DepthWindow:
         return max((windows - 1) * self.stride + self.extent - padded, 0)
 
 
-class _ReplicateDepth(torch.autograd.Function):
-    """Repeat the end slices. The backward pass adds to those only, where that of cat adds three volumes."""
+class _Replicate(torch.autograd.Function):
+    """Repeat the end slices and put zeros around each, in one copy; the backward pass is one copy too."""
 
     @staticmethod
-    def forward(ctx: Any, volume: Tensor, before: int, after: int) -> Tensor:
-        ctx.padding = before, after
-        return torch.cat([volume[:, :, :1]] * before + [volume] + [volume[:, :, -1:]] * after, dim=2)
+    def forward(ctx: Any, volume: Tensor, depth: Margins, height: Margins, width: Margins) -> Tensor:
+        ctx.inside = tuple(slice(m[0], m[0] + n) for m, n in zip((depth, height, width), volume.shape[2:], strict=True))
+        d, h, w = ctx.inside
+        sizes = [sum(m) + n for m, n in zip((depth, height, width), volume.shape[2:], strict=True)]
+        padded = volume.new_empty(volume.shape[0], *sizes, volume.shape[1]).permute(0, 4, 1, 2, 3)  # channels last
+        for border in ((slice(0, h.start),), (slice(h.stop, None),), (h, slice(0, w.start)), (h, slice(w.stop, None))):
+            padded[:, :, :, *border] = 0
+        columns = padded[:, :, :, h, w]
+        columns[:, :, d] = volume
+        columns[:, :, : d.start] = volume[:, :, :1]
+        columns[:, :, d.stop :] = volume[:, :, -1:]
+        return padded
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        before, after = ctx.padding
-        end = grad.shape[2] - after
-        inner = grad[:, :, before:end].clone(memory_format=torch.channels_last_3d)
-        if before:
-            inner[:, :, 0] += grad[:, :, :before].sum(2)
-        if after:
-            inner[:, :, -1] += grad[:, :, end:].sum(2)
-        return inner, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d, h, w = ctx.inside
+        columns = grads[0][:, :, :, h, w]
+        inner = columns[:, :, d].clone(memory_format=torch.channels_last_3d)
+        if d.start:
+            inner[:, :, 0] += columns[:, :, : d.start].sum(2)
+        if d.stop < columns.shape[2]:
+            inner[:, :, -1] += columns[:, :, d.stop :].sum(2)
+        return inner, None, None, None
 
 
-def pad_depth(volume: Tensor, before: int, after: int, mode: DepthPadding) -> Tensor:
-    """Extend a volume (B, C, D, H, W) along depth by its end slices, or by zeros."""
-    if before == after == 0:
+def pad_volume(
+    volume: Tensor,
+    depth: Margins,
+    mode: DepthPadding = "replicate",
+    *,
+    height: Margins = (0, 0),
+    width: Margins = (0, 0),
+) -> Tensor:
+    """Extend a volume (B, C, D, H, W) along depth by its end slices or by zeros, and in plane by zeros.
+
+    Args:
+        volume: (B, C, D, H, W).
+        depth: how many slices to add (before, after).
+        mode: what the added slices hold.
+        height: how many rows of zeros to add (before, after).
+        width: how many columns of zeros to add (before, after).
+    """
+    if not any((*depth, *height, *width)):
         return volume
     if mode == "zeros":
-        return F.pad(volume, (0, 0, 0, 0, before, after))
-    return _ReplicateDepth.apply(volume, before, after)  # type: ignore[no-any-return]
+        return F.pad(volume, (*width, *height, *depth))
+    padded: Tensor = _Replicate.apply(volume, depth, height, width)
+    return padded

@@ -28,7 +28,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         ConfigError: an unknown backbone or initialisation.
         WeightsError: pretrained weights that cannot be had.
 
-    Example:
+    Examples:
         >>> model = create_model("hippocampus")
         >>> model.encoder.in_channels
         1

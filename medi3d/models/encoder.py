@@ -125,7 +125,7 @@ def create_encoder(
         ConfigError: unknown backbone or init, or a stem whose stride cannot be changed.
         WeightsError: weights that cannot be had or do not fit.
 
-    Example:
+    Examples:
         >>> encoder = create_encoder("tf_efficientnet_lite0", init="random", stages=2)
         >>> [tuple(f.shape) for f in encoder(torch.zeros(1, 1, 16, 32, 32))]
         [(1, 16, 8, 16, 16), (1, 24, 4, 8, 8)]

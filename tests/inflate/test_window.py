@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from medi3d.inflate.window import DepthWindow, pad_depth
+from medi3d.inflate.window import DepthWindow, pad_volume
 
 
 @settings(deadline=None, max_examples=60)
@@ -36,15 +36,19 @@ def test_short_volume_is_extended_to_one_window():
     assert DepthWindow(7).padding(2) == (2, 3)
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_replication_repeats_the_ends_and_has_the_right_gradient(depth):
-    volume = torch.randn(2, 3, depth, 2, 4, dtype=torch.float64, requires_grad=True)
-    padded = pad_depth(volume, 2, 1, "replicate")
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("plane", [((0, 0), (0, 0)), ((0, 1), (2, 1))])
+def test_replication_repeats_the_ends_and_has_the_right_gradient(size, plane):
+    volume = torch.randn(2, 3, size, 2, 4, dtype=torch.float64, requires_grad=True)
+
+    def pad(x):
+        return pad_volume(x, (2, 1), height=plane[0], width=plane[1])
+
     expected = functional.pad(volume, (0, 0, 0, 0, 2, 1), mode="replicate")
-    torch.testing.assert_close(padded, expected)
-    assert torch.autograd.gradcheck(lambda x: pad_depth(x, 2, 1, "replicate"), volume)
+    torch.testing.assert_close(pad(volume), functional.pad(expected, (*plane[1], *plane[0])))
+    assert torch.autograd.gradcheck(pad, volume)
 
 
 def test_zeros():
-    padded = pad_depth(torch.ones(1, 1, 2, 1, 1), 1, 2, "zeros")
+    padded = pad_volume(torch.ones(1, 1, 2, 1, 1), (1, 2), "zeros")
     assert padded.flatten().tolist() == [0, 1, 1, 0, 0]
