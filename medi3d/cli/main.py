@@ -13,9 +13,11 @@ import typer
 from medi3d._version import __version__
 from medi3d.cli.demo import demo
 from medi3d.cli.evaluate import evaluate
+from medi3d.cli.export import export
 from medi3d.cli.inspect import inspect, models
 from medi3d.cli.predict import predict
 from medi3d.cli.preprocess import preprocess
+from medi3d.cli.report import report
 from medi3d.cli.tasks import tasks
 from medi3d.cli.train import train
 from medi3d.errors import ConfigError, Medi3dError
@@ -26,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Every 2D ImageNet-pretrained network, as an exact 3D network for CT and MRI.",
 )
-for command in (demo, preprocess, train, predict, evaluate, tasks, models, inspect):
+for command in (demo, preprocess, train, predict, evaluate, report, export, tasks, models, inspect):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 
 from medi3d.errors import ConfigError
@@ -9,6 +10,13 @@ from medi3d.errors import ConfigError
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
 RUNS = Path("runs")
+
+
+class Checkpoint(str, Enum):
+    """Which of a run's checkpoints is used."""
+
+    best = "best"
+    last = "last"
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, object]:

@@ -10,12 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-
-class Checkpoint(str, Enum):
-    """Which of a run's checkpoints predicts."""
-
-    best = "best"
-    last = "last"
+from medi3d.cli.options import Checkpoint
 
 
 class Center(str, Enum):

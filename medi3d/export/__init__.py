@@ -1,1 +1,5 @@
-"""Trained networks and predictions for other programs. This room is still empty."""
+"""Handing a trained network on: its weights as safetensors with what prediction needs, and nothing of the training."""
+
+from medi3d.export.bundle import export_run
+
+__all__ = ["export_run"]

@@ -17,6 +17,7 @@ from medi3d.infer.restore import restore_labels
 from medi3d.infer.windows import predict_logits
 from medi3d.io.record import Record
 from medi3d.models.build import create_model
+from medi3d.models.weights import read_weights_file
 from medi3d.preprocess.pipeline import prepare_image
 from medi3d.train.checkpoint import load_checkpoint
 from medi3d.train.run import RunFolder
@@ -57,7 +58,7 @@ class Predictor:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._members = [
             Member(
-                load_model(config, folder.best if checkpoint == "best" else folder.last).to(self.device),
+                load_model(config, folder.checkpoint(checkpoint)).to(self.device),
                 config,
                 frozenset(folder.load_split().validation),
             )
@@ -106,7 +107,8 @@ def load_model(task: TaskConfig, checkpoint: Path) -> nn.Module:
     Raises:
         WeightsError: the checkpoint is missing, damaged or of another architecture.
     """
-    state = load_checkpoint(checkpoint)
+    exported = checkpoint.suffix == ".safetensors"
+    state = read_weights_file(checkpoint) if exported else load_checkpoint(checkpoint)["model"]
     model = create_model(replace(task, model=replace(task.model, init="random", weights=None)))
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state)
     return model.eval()

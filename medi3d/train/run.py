@@ -43,6 +43,11 @@ class RunFolder:
         self.metrics_file = path / "metrics.csv"
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
+        self.exported = path / "model.safetensors"
+
+    def checkpoint(self, which: str) -> Path:
+        """Return the ``best`` or ``last`` checkpoint, or the weights of an exported run, which has only one."""
+        return self.exported if self.exported.is_file() else {"best": self.best, "last": self.last}[which]
 
     def check_free(self) -> None:
         """Check that a new run may be written here.
@@ -85,7 +90,9 @@ class RunFolder:
         return load_task(self.config_file, values=read_yaml(self.config_file))
 
     def load_split(self) -> Split:
-        """Read which cases the run trains on and validates on."""
+        """Read which cases the run trains on and validates on; an exported run no longer tells."""
+        if self.exported.is_file():
+            return Split((), ())
         content = json.loads(self.split_file.read_text(encoding="utf-8"))
         return Split(tuple(content["train"]), tuple(content["validation"]))
 
