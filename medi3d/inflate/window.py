@@ -73,24 +73,26 @@ class _Replicate(torch.autograd.Function):
         d, h, w = ctx.inside
         sizes = [sum(m) + n for m, n in zip((depth, height, width), volume.shape[2:], strict=True)]
         padded = volume.new_empty(volume.shape[0], *sizes, volume.shape[1]).permute(0, 4, 1, 2, 3)  # channels last
-        for border in ((slice(0, h.start),), (slice(h.stop, None),), (h, slice(0, w.start)), (h, slice(w.stop, None))):
-            padded[:, :, :, *border] = 0
-        columns = padded[:, :, :, h, w]
-        columns[:, :, d] = volume
-        columns[:, :, : d.start] = volume[:, :, :1]
-        columns[:, :, d.stop :] = volume[:, :, -1:]
+        for rows in (slice(0, h.start), slice(h.stop, None)):
+            padded[:, :, :, rows] = 0
+        for columns in (slice(0, w.start), slice(w.stop, None)):
+            padded[:, :, :, :, columns] = 0
+        inner = padded[:, :, :, h, w]
+        inner[:, :, d] = volume
+        inner[:, :, : d.start] = volume[:, :, :1]
+        inner[:, :, d.stop :] = volume[:, :, -1:]
         return padded
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d, h, w = ctx.inside
-        columns = grads[0][:, :, :, h, w]
-        inner = columns[:, :, d].clone(memory_format=torch.channels_last_3d)
+        inner = grads[0][:, :, :, h, w]
+        total = inner[:, :, d].clone(memory_format=torch.channels_last_3d)
         if d.start:
-            inner[:, :, 0] += columns[:, :, : d.start].sum(2)
-        if d.stop < columns.shape[2]:
-            inner[:, :, -1] += columns[:, :, d.stop :].sum(2)
-        return inner, None, None, None
+            total[:, :, 0] += inner[:, :, : d.start].sum(2)
+        if d.stop < inner.shape[2]:
+            total[:, :, -1] += inner[:, :, d.stop :].sum(2)
+        return total, None, None, None
 
 
 def pad_volume(
