@@ -102,7 +102,8 @@ def list_inputs(source: Path, task: TaskConfig, masks: Path | None) -> RawCases:
         raise InputError(
             f"{source}: no such file or folder; --input takes an image, a folder, a DICOM series or a .csv"
         )
-    nested = task.data.layout == "patterns" and source.is_dir() and not any(map(is_image, source.iterdir()))
+    plain = source.is_file() or is_image(source) or any(map(is_image, source.iterdir()))
+    nested = task.data.layout == "patterns" and not plain
     if nested or source.suffix == ".csv":
         return find_raw_cases(source, task.data, need_label=False)
     groups = group_channels(image_files(source), channels=task.in_channels)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
-from medi3d.errors import ConfigError, InputError
+from medi3d.errors import ConfigError, InputError, WeightsError
 from medi3d.infer.restore import restore_labels
 from medi3d.infer.windows import predict_logits
 from medi3d.io.record import Record
@@ -44,7 +44,7 @@ class Predictor:
 
     Raises:
         InputError: a folder holds no run.
-        ConfigError: the runs differ in task, classes or preprocessing.
+        ConfigError: the runs differ in task, classes or preprocessing, or there is no such device.
         WeightsError: a checkpoint is missing or damaged.
     """
 
@@ -55,7 +55,7 @@ class Predictor:
         for run, other in zip(runs, configs, strict=True):
             if (other.kind, other.data, other.preprocess) != (self.task.kind, self.task.data, self.task.preprocess):
                 raise ConfigError(f"{run}: another task or preprocessing than {runs[0]}; average runs of one task only")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = _find_device(device)
         self._members = [
             Member(
                 load_model(config, folder.checkpoint(checkpoint)).to(self.device),
@@ -110,5 +110,20 @@ def load_model(task: TaskConfig, checkpoint: Path) -> nn.Module:
     exported = checkpoint.suffix == ".safetensors"
     state = read_weights_file(checkpoint) if exported else load_checkpoint(checkpoint)["model"]
     model = create_model(replace(task, model=replace(task.model, init="random", weights=None)))
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{checkpoint}: of another architecture than the run's: {' '.join(str(error).split())[:300]}"
+        ) from None
     return model.eval()
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: not to be had here ({reason}); give auto or cpu") from None

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from medi3d import io
+from medi3d.config import TaskConfig, dump_task
+from medi3d.errors import ConfigError, InputError, WeightsError
+from medi3d.export import export_run
+from medi3d.infer import predictor as predictor_module
+from medi3d.infer.predictor import Predictor, load_model
+from medi3d.infer.restore import restore_labels
+from medi3d.infer.windows import predict_logits
+from medi3d.models import create_model
+from medi3d.preprocess import prepare_image
+from medi3d.train.run import RunFolder
+from medi3d.volume import Volume
+
+
+@pytest.fixture
+def volume(tiny: Path) -> Volume:
+    return io.read_volume(tiny / "raw" / "tiny_segmentation" / "imagesTr" / "case_2.nii.gz")
+
+
+def test_the_label_map_lies_on_the_native_grid(segmentation_runs: tuple[Path, Path], volume: Volume) -> None:
+    found = Predictor(segmentation_runs[:1], device="cpu").predict_labels(volume)
+    assert found.grid.is_close(volume.grid)
+    assert set(np.unique(found.array)) <= {0, 1, 2}
+
+
+def test_prediction_is_the_pipeline_by_hand(segmentation_runs: tuple[Path, Path], volume: Volume) -> None:
+    folder = RunFolder(segmentation_runs[0])
+    task = folder.load_config()
+    prepared, record = prepare_image(volume, task)
+    logits = predict_logits(load_model(task, folder.last), torch.tensor(prepared.array), task)
+    expected = restore_labels(torch.softmax(logits, 0), record)
+    found = Predictor(segmentation_runs[:1], checkpoint="last").predict_labels(volume)
+    np.testing.assert_array_equal(found.array, expected.array)
+
+
+def test_probabilities_of_runs_are_averaged(classification_runs: tuple[Path, Path], tiny: Path) -> None:
+    image = io.read_volume(tiny / "raw" / "tiny_classification" / "images" / "nodule_3.nii.gz")
+    center = tuple(image.grid.index_to_world([4, 9, 6]))
+    one, two = (Predictor([run]).predict_classes(image, center_mm=center) for run in classification_runs)
+    both = Predictor(classification_runs).predict_classes(image, center_mm=center)
+    np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-5)
+    assert both.sum() == pytest.approx(1)
+    assert not np.allclose(one, two)
+
+
+def test_segmentation_averages_probabilities_and_not_labels(
+    segmentation_runs: tuple[Path, Path], volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sure run outvotes an unsure one."""
+    both = Predictor(segmentation_runs)
+    answers = [torch.tensor([0.0, 0.2, 0.0]), torch.tensor([0.0, 0.0, 9.0])]
+    monkeypatch.setattr(
+        predictor_module,
+        "predict_logits",
+        lambda model, image, task: answers.pop(0)[:, None, None, None].expand(3, *image.shape[1:]),
+    )
+    assert (both.predict_labels(volume).array == 2).all()
+
+
+def test_only_the_runs_that_held_a_case_out(segmentation_runs: tuple[Path, Path]) -> None:
+    both = Predictor(segmentation_runs)
+    splits = [set(RunFolder(run).load_split().validation) for run in segmentation_runs]
+    assert splits[0]
+    assert not splits[0] & splits[1]
+    held = both.holding_out(min(splits[1]))
+    assert held is not None
+    assert [member.held_out for member in held._members] == [frozenset(splits[1])]
+    assert len(both._members) == 2
+    third = {f"case_{n}" for n in range(6)} - splits[0] - splits[1]
+    assert both.holding_out(min(third)) is None
+
+
+def test_a_wrong_number_of_channels_is_refused(segmentation_runs: tuple[Path, Path], volume: Volume) -> None:
+    two = Volume(np.repeat(volume.array, 2, axis=0), volume.affine)
+    with pytest.raises(InputError, match=r"the input has 2 channels; task tiny_segmentation expects 1 \(MR\)"):
+        Predictor(segmentation_runs[:1]).predict_labels(two)
+
+
+def test_runs_of_different_tasks_are_not_averaged(
+    segmentation_runs: tuple[Path, Path], classification_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"another task or preprocessing than .*; average runs of one task only"):
+        Predictor([segmentation_runs[0], classification_runs[0]])
+    shutil.copytree(segmentation_runs[0], tmp_path / "run")
+    task = RunFolder(tmp_path / "run").load_config()
+    other = replace(task, preprocess=replace(task.preprocess, spacing_mm=(3.0, 2.0, 2.0)))
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(dump_task(other)))
+    with pytest.raises(ConfigError, match="another task or preprocessing"):
+        Predictor([segmentation_runs[0], tmp_path / "run"])
+
+
+def test_a_folder_without_a_run_and_missing_or_wrong_weights_are_named(
+    segmentation_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"no run here \(config\.yaml is missing\)"):
+        Predictor([tmp_path])
+    run = tmp_path / "run"
+    shutil.copytree(segmentation_runs[0], run)
+    (run / "checkpoints" / "best.pt").unlink()
+    with pytest.raises(WeightsError, match=r"best\.pt: no such checkpoint"):
+        Predictor([run])
+    assert Predictor([run], checkpoint="last").task.name == "tiny_segmentation"
+    task = RunFolder(run).load_config()
+    other = replace(task, model=replace(task.model, decoder_channels=(5, 7)))
+    (run / "config.yaml").write_text(yaml.safe_dump(dump_task(other)))
+    with pytest.raises(WeightsError, match=r"last\.pt: of another architecture than the run's"):
+        Predictor([run], checkpoint="last")
+
+
+def test_no_pretrained_weights_are_looked_for(
+    segmentation_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(segmentation_runs[0], tmp_path / "run")
+    task = RunFolder(tmp_path / "run").load_config()
+    pretrained = replace(task, model=replace(task.model, init="imagenet-inflated", weights="gone.pth"))
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(dump_task(pretrained)))
+    assert Predictor([tmp_path / "run"]).task.model.init == "imagenet-inflated"
+
+
+def test_an_exported_run_predicts_like_the_run_itself(
+    segmentation_runs: tuple[Path, Path], segmentation_task: TaskConfig, volume: Volume, tmp_path: Path
+) -> None:
+    exported = export_run(segmentation_runs[0], tmp_path / "shared")
+    found = Predictor([exported]).predict_labels(volume)
+    np.testing.assert_array_equal(found.array, Predictor(segmentation_runs[:1]).predict_labels(volume).array)
+    assert Predictor([exported]).holding_out("case_0") is None
+    init = replace(segmentation_task.model, init=str(exported / "model.safetensors"))
+    encoder = create_model(replace(segmentation_task, model=init)).encoder
+    best = load_model(segmentation_task, RunFolder(segmentation_runs[0]).best).encoder
+    assert all(torch.equal(tensor, best.state_dict()[key]) for key, tensor in encoder.state_dict().items())
+    with pytest.raises(InputError, match="shared: not empty; give a new folder"):
+        export_run(segmentation_runs[0], tmp_path / "shared")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_refused(segmentation_runs: tuple[Path, Path], device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--device {device}: not to be had here .*; give auto or cpu"):
+        Predictor(segmentation_runs[:1], device=device)
