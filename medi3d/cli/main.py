@@ -56,6 +56,3 @@ def run() -> None:
     except Medi3dError as error:
         typer.echo(f"medi3d: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("medi3d: interrupted", err=True)
-        sys.exit(130)

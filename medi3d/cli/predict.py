@@ -39,7 +39,7 @@ def predict(
     from medi3d.infer.predictor import Predictor
 
     predictor = Predictor(runs, device=device, checkpoint=checkpoint.value)
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("predict", total=None)
         summary = predict_files(
             predictor,

@@ -110,6 +110,7 @@ def _progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        transient=True,  # so that a mistake found now is one line, without an empty bar above it
     )
 
 

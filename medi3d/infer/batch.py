@@ -131,8 +131,8 @@ def _center(case: RawCase, volume: Volume, center_of_image: bool) -> FloatTriple
         return float(x), float(y), float(z)
     if case.center is None:
         raise InputError(
-            f"{case.case_id}: this task cuts a cube and nothing tells where; give --masks with a mask of that name, "
-            f"a .csv with a mask column, or --center image"
+            "this task cuts a cube and nothing tells where; give --masks with a mask of that name, "
+            "a .csv with a mask column, or --center image"
         )
     return mask_center_mm(read_label_map(case.center))
 

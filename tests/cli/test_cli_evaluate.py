@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from typer.testing import CliRunner, Result
+
 from medi3d import io
 from medi3d.cli.evaluate import evaluate
 from medi3d.errors import ConfigError
 from medi3d.volume import LabelMap
-from typer.testing import CliRunner, Result
 
 AFFINE = np.diag([2.5, 1.0, 0.5, 1.0])
 

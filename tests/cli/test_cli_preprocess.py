@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from medi3d import io
 from medi3d.cli.preprocess import parse_spacing, preprocess
 from medi3d.errors import ConfigError, InputError
 from medi3d.io import PreparedStore
 from medi3d.volume import LabelMap, Volume
-from typer.testing import CliRunner
 
 app = typer.Typer()
 app.command()(preprocess)
