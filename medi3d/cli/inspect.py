@@ -27,7 +27,7 @@ def inspect(
     in_channels: Annotated[int, typer.Option(help="Channels of the volumes.")] = 1,
 ) -> None:
     """Show a backbone's stages in 3D and how exact its inflation is, measured here and now."""
-    from medi3d.models.encoder import create_encoder
+    from medi3d.models.encoder import INITS, create_encoder, measure_inflation
 
     encoder = create_encoder(name, in_channels=in_channels, init=init, weights=weights)
     table = Table("stage", "channels", "stride (D, H, W)")
@@ -37,3 +37,11 @@ def inspect(
     console.print(table)
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     console.print(f"{name}, {init}: {millions:.2f} million parameters", highlight=False)
+    if INITS.get(init) is None:
+        return
+    measured = measure_inflation(encoder, name, weights=weights)
+    console.print(
+        f"on equal slices it differs from the 2D network by {measured.relative_error:.1e} of its largest output"
+    )
+    mixing = f"{measured.mixing:.1e}" if measured.mixes else "nothing (these kernels start within their slice)"
+    console.print(f"two neighbouring slices together add {mixing} to what each adds alone")

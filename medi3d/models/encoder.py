@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.inflate import PROFILES, inflate
+from medi3d.inflate import PROFILES, Exactness, inflate, measure_exactness
+from medi3d.models.stem import InputScale, InputScaling, find_stem, fit_input, set_stem_stride
 from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights, read_weights_file
 from medi3d.models.zoo import Backbone, create_backbone
 from medi3d.registry import unknown_name_message
 from medi3d.types import IntTriple, PathLike
-
-InputScale: TypeAlias = Literal["unit", "zscore"]
 
 INITS: dict[str, str | None] = {
     "imagenet-inflated": "mean",
@@ -28,32 +27,6 @@ INITS: dict[str, str | None] = {
     "random": None,
 }
 """Initialisation → depth profile of the ImageNet weights; ``None`` draws random ones."""
-
-_PIXEL_OF_SCALE: dict[str, tuple[float, float]] = {"unit": (1.0, 0.0), "zscore": (0.226, 0.449)}
-"""Input scale → (factor, offset) to pixels in [0, 1]. A z-score is spread like ImageNet's grey pixels: mean 0.449,
-standard deviation 0.226 (the averages of the usual RGB statistics)."""
-
-
-class InputScaling(nn.Module):
-    """Bring each input channel to the backbone's own scale.
-
-    ``(B, C, D, H, W)`` → the same with ``x · factor + offset`` per channel and, where the backbone's RGB statistics
-    differ between the colours, a channel of ones that carries the difference exactly through zero padding.
-    """
-
-    factor: Tensor
-    offset: Tensor
-
-    def __init__(self, factor: Tensor, offset: Tensor, *, append_ones: bool) -> None:
-        super().__init__()
-        self.register_buffer("factor", factor.reshape(1, -1, 1, 1, 1), persistent=False)
-        self.register_buffer("offset", offset.reshape(1, -1, 1, 1, 1), persistent=False)
-        self.append_ones = append_ones
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale a volume, ``(B, C, D, H, W)``."""
-        scaled = x * self.factor + self.offset
-        return torch.cat([scaled, torch.ones_like(scaled[:, :1])], dim=1) if self.append_ones else scaled
 
 
 class Encoder(nn.Module):
@@ -131,17 +104,10 @@ def create_encoder(
         [(1, 16, 8, 16, 16), (1, 24, 4, 8, 8)]
     """
     profile, checkpoint = _resolve_init(init)
-    pretrained = profile is not None
-    state = find_imagenet_weights(name, Path(weights) if weights is not None else None) if pretrained else None
-    backbone = create_backbone(
-        name,
-        stages=stages,
-        state=state,
-        pretrained=pretrained and state is None,
-    )
     scales = (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale)
-    scaling = _fit_input(backbone, scales)
-    divisor = _set_stem_stride(backbone.module, name, stem_stride)
+    backbone = _load_backbone(name, weights, stages=stages, pretrained=profile is not None)
+    scaling = fit_input(backbone, scales)
+    divisor = set_stem_stride(backbone.module, name, stem_stride)
     strides = tuple((s, s, s) for s in (stride // divisor for stride in backbone.strides))
     body = inflate(backbone.module, init=profile or "mean", depth_padding=depth_padding)
     if profile is None:
@@ -150,6 +116,24 @@ def create_encoder(
     if checkpoint is not None:
         load_encoder_state(encoder, checkpoint)
     return encoder
+
+
+def measure_inflation(encoder: Encoder, name: str, *, weights: PathLike | None = None) -> Exactness:
+    """Measure how exactly an encoder answers as its 2D backbone, and whether it mixes depth.
+
+    Args:
+        encoder: as :func:`create_encoder` made it from the ImageNet weights, with one input scale for all channels.
+        name: its backbone.
+        weights: the file that its weights came from, if one was named.
+    """
+    backbone = _load_backbone(name, weights, stages=len(encoder.channels), pretrained=True)
+    fit_input(backbone, ("unit",) * encoder.in_channels)
+    return measure_exactness(backbone.module, encoder.body, in_channels=find_stem(backbone.module).in_channels)
+
+
+def _load_backbone(name: str, weights: PathLike | None, *, stages: int | None, pretrained: bool) -> Backbone:
+    state = find_imagenet_weights(name, Path(weights) if weights is not None else None) if pretrained else None
+    return create_backbone(name, stages=stages, state=state, pretrained=pretrained and state is None)
 
 
 def load_encoder_state(encoder: Encoder, path: Path) -> None:
@@ -179,53 +163,6 @@ def _resolve_init(init: str) -> tuple[str | None, Path | None]:
     if re.search(r"[/.]", init):
         return None, Path(init)
     raise ConfigError(unknown_name_message("init", init, INITS) + ", or the path of a checkpoint")
-
-
-def _fit_input(backbone: Backbone, scales: tuple[str, ...]) -> InputScaling:
-    """Give the stem as many input channels as there are ``scales``, and return the scaling in front of it.
-
-    With RGB weights w_c, mean m_c and deviation s_c, the grey response Σ_c w_c (p − m_c) / s_c of a pixel p equals
-    W z + R · 1, where z = (p − m) / s for the averages m, s; W = Σ_c w_c s / s_c; R = Σ_c w_c (m − m_c) / s_c.
-    """
-    unknown = next((scale for scale in scales if scale not in _PIXEL_OF_SCALE), None)
-    if unknown is not None:
-        raise ConfigError(unknown_name_message("input scale", unknown, _PIXEL_OF_SCALE))
-    means, stds = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    gain, bias = torch.tensor([_PIXEL_OF_SCALE[scale] for scale in scales]).unbind(1)
-    count = len(scales)
-    if count == 3:
-        return InputScaling(gain / stds, (bias - means) / stds, append_ones=False)
-    mean, std = means.mean(), stds.mean()
-    residual = (mean - means) / stds
-    append_ones = bool(residual.abs().max() > 1e-6)
-    stem = _find_stem(backbone.module)
-    weight = stem.weight.detach()  # (O, 3, kH, kW)
-    grey = (weight * (std / stds).reshape(1, 3, 1, 1)).sum(1, keepdim=True) / count
-    parts = [grey.expand(-1, count, -1, -1)]
-    parts += [(weight * residual.reshape(1, 3, 1, 1)).sum(1, keepdim=True)] if append_ones else []
-    stem.weight = nn.Parameter(torch.cat(parts, dim=1).contiguous())  # (O, C [+ 1], kH, kW)
-    stem.in_channels = stem.weight.shape[1]
-    return InputScaling(gain / std, (bias - mean) / std, append_ones=append_ones)
-
-
-def _find_stem(module: nn.Module) -> nn.Conv2d:
-    """Return the first convolution, by order of registration; every backbone here sees the image through it."""
-    return next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
-
-
-def _set_stem_stride(module: nn.Module, name: str, stem_stride: int | None) -> int:
-    """Set the first convolution's stride and return by how much every stage's stride shrinks."""
-    stem = _find_stem(module)
-    own = stem.stride[0]
-    if stem_stride is None or stem_stride == own:
-        return 1
-    if stem_stride > own or stem.kernel_size[0] <= own:
-        raise ConfigError(
-            f"{name}: its first convolution (kernel {stem.kernel_size[0]}, stride {own}) cannot take stride "
-            f"{stem_stride}; leave model.stem_stride out"
-        )
-    stem.stride = (stem_stride, stem_stride)
-    return own // stem_stride
 
 
 def _redraw_inflated(body: nn.Module, source: nn.Module) -> None:
