@@ -88,7 +88,10 @@ def _find_converter(module: nn.Module) -> Converter | None:
 
 # Layers without parameters that move or resample positions; without a row they would leave depth as it is.
 _SPATIAL_MODULES = ("padding", "pooling", "upsampling", "pixelshuffle", "fold")
-_SPATIAL_NAMES = ("attention", "attn", "upsample", "interpolate", "blurpool", "spacetodepth", "depthtospace", "shift")
+_SPATIAL_NAMES = (
+    *("attention", "attn", "cbam", "nonlocal", "globalcontext", "excite"),
+    *("upsample", "interpolate", "blurpool", "spacetodepth", "depthtospace", "shift"),
+)
 
 
 def _check_unknown(module: nn.Module) -> None:

@@ -162,6 +162,15 @@ def test_deepcopy_and_pickle_give_networks_of_their_own():
             torch.testing.assert_close(other(volume), expected)
 
 
+def test_compiles_without_a_break():
+    layers = [nn.Conv2d(1, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, groups=4), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1, 2)]
+    inflated = inflate(nn.Sequential(*layers, nn.GroupNorm(1, 2), nn.AdaptiveAvgPool2d(1))).eval()
+    compiled = torch.compile(inflated, backend="eager", fullgraph=True, dynamic=False)
+    volume = torch.randn(2, 1, 4, 9, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(volume), inflated(volume))
+
+
 def test_autocast_trains():
     inflated = inflate(make_network("tf_efficientnet_lite0", features_only=True)).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
