@@ -1,6 +1,6 @@
 """AUC of the nodule's diameter alone beside the model's, on the same cases, with intervals clustered by patient.
 
-    python benchmarks/diameter_auc.py nodules.csv predictions.csv
+python benchmarks/diameter_auc.py nodules.csv predictions.csv
 """
 
 from __future__ import annotations

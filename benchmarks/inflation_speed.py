@@ -21,7 +21,7 @@ import torch
 from monai.networks.nets import resnet18 as monai_resnet18
 from torch import Tensor, nn
 
-from medi3d.inflate import inflate
+from medi3d.inflation import inflate
 
 SHAPES = ((48, 64, 48), (64, 64, 64))
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medi3d"
 
 LAYERS = {
     **dict.fromkeys(("errors", "types", "registry", "volume", "config", "_version", "configs"), 0),
-    **dict.fromkeys(("inflate", "io", "preprocess"), 1),
+    **dict.fromkeys(("inflation", "io", "preprocess"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("train", "infer"), 3),
     **dict.fromkeys(("evaluate", "report", "export"), 4),
@@ -25,10 +25,10 @@ SAME_LAYER = {("preprocess", "io"), ("train", "infer"), ("infer", "train")}
 """Imports within a layer that the design allows: (from, to). Validation predicts, and prediction reads checkpoints."""
 
 FORBIDDEN = {
-    ("inflate", "io"), ("inflate", "preprocess"), ("data", "models"), ("models", "data"),
+    ("inflation", "io"), ("inflation", "preprocess"), ("data", "models"), ("models", "data"),
     ("models", "io"), ("models", "preprocess"),
-    *(("evaluate", room) for room in ("inflate", "preprocess", "data", "models", "train", "infer")),
-    *(("report", room) for room in ("inflate", "preprocess", "models", "train", "infer")),
+    *(("evaluate", room) for room in ("inflation", "preprocess", "data", "models", "train", "infer")),
+    *(("report", room) for room in ("inflation", "preprocess", "models", "train", "infer")),
 }  # fmt: skip
 """Imports that point down and are not allowed either."""
 
@@ -163,14 +163,14 @@ def test_libraries_are_imported_in_their_homes_only(module: Path) -> None:
         assert homes is None or place.startswith(homes), f"{place}:{line} imports {name}; that belongs in {homes}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "inflate").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "inflation").glob("*.py")), ids=lambda path: path.name)
 def test_inflate_imports_torch_and_the_ground_floor_alone(path: Path) -> None:
     import sys
 
     for line, name in imports_of(path):
         top = name.split(".")[0]
         allowed = top in INFLATE_MAY_IMPORT or top in sys.stdlib_module_names
-        assert allowed, f"inflate/{path.name}:{line} imports {name}"
+        assert allowed, f"inflation/{path.name}:{line} imports {name}"
 
 
 def test_no_import_cycles() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from medi3d.config import TaskConfig, dump_task, list_tasks, load_task, parse_task, read_yaml, task_path
 from medi3d.errors import ConfigError
 

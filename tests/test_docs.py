@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from medi3d.config import load_task
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-import medi3d
 import pytest
+
+import medi3d
 
 PUBLIC = [
     "LabelMap",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medi3d.errors import ConfigError
 from medi3d.registry import Registry, unknown_name_message
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
 from medi3d.errors import InputError
 from medi3d.volume import Grid, LabelMap, Volume, closest_world_axes
-from scipy.spatial.transform import Rotation
 
 SHAPE = (4, 5, 6)
 SPL = np.array([[0, 0, -0.7, 50.0], [0, -0.8, 0, 40.0], [2.5, 0, 0, -30.0], [0, 0, 0, 1]])

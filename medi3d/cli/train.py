@@ -62,10 +62,14 @@ def train(
     if print_config:
         typer.echo(yaml.safe_dump(dump_task(config), sort_keys=False))
         return
+    _train(config, prepared, run, fold, device, resume is not None)
+
+
+def _train(config: TaskConfig, prepared: Path | None, run: Path, fold: int, device: str, resume: bool) -> None:
     from medi3d.train.loop import train_task
     from medi3d.train.run import RunFolder
 
-    own = PREPARED / config.name if resume is None else RunFolder(resume).load_prepared()
+    own = RunFolder(run).load_prepared() if resume else PREPARED / config.name
     with _progress_bar() as bar:
         result = train_task(
             config,
@@ -73,7 +77,7 @@ def train(
             run=run,
             fold=fold,
             device=device,
-            resume=resume is not None,
+            resume=resume,
             on_event=_show_on(bar),
         )
     measure = "mean Dice" if config.kind == "segmentation" else "AUC"

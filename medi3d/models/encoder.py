@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.inflate import PROFILES, Exactness, inflate, measure_exactness
+from medi3d.inflation import PROFILES, Exactness, inflate, measure_exactness
 from medi3d.models.stem import InputScale, InputScaling, find_stem, fit_input, set_stem_stride
 from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights, read_weights_file
 from medi3d.models.zoo import Backbone, create_backbone

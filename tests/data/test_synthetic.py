@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from medi3d import io
 from medi3d.config import load_task
 from medi3d.data.synthetic import (

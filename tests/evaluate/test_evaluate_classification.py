@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from medi3d.errors import InputError
 from medi3d.evaluate import Evaluation, evaluate_classification
 

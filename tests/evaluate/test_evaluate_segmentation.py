@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from medi3d import io
 from medi3d.errors import InputError
 from medi3d.evaluate import ALL_LABELS, Evaluation, evaluate_segmentation, find_labels

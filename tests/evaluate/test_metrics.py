@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medi3d.errors import InputError
 from medi3d.evaluate import SEGMENT_METRICS, dice_scores, segment_scores
 from medi3d.evaluate.surface import measure_surface_distances

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn import metrics as reference_metrics
+
 from medi3d.errors import InputError
 from medi3d.evaluate import bootstrap_interval, classification_statistics
 from medi3d.evaluate.probabilities import calibration_error_of
-from sklearn import metrics as reference_metrics
 
 ONES = np.ones((1, 120))
 

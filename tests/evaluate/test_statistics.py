@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from medi3d.errors import InputError
 from medi3d.evaluate import Interval, bootstrap_difference, bootstrap_interval, mean_of
 from medi3d.evaluate.statistics import _draw_weights

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from medi3d import io
 from medi3d.errors import InputError
 from medi3d.volume import LabelMap, Volume

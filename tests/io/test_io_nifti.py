@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from medi3d import io
 from medi3d.errors import InputError
 from medi3d.volume import LabelMap, Volume

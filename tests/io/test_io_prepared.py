@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from medi3d.errors import InputError
 from medi3d.io import PreparedCase, PreparedStore, Record, prepared, write_case
 from medi3d.volume import Grid, LabelMap, Volume

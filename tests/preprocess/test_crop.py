@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medi3d.config import PreprocessConfig
 from medi3d.errors import InputError
 from medi3d.preprocess.crop import CROPS, bounding_box, mask_center_mm, resample_and_pad

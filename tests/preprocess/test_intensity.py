@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from medi3d.config import PreprocessConfig
 from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess.intensity import NORMALIZATIONS, background_value

@@ -5,6 +5,7 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medi3d.errors import InputError
 from medi3d.preprocess.orient import align_axes, prepared_orientation, reorient
 from medi3d.volume import Grid, LabelMap, Volume

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medi3d import io
 from medi3d.config import PreprocessConfig, TaskConfig, load_task
 from medi3d.errors import InputError, Medi3dError

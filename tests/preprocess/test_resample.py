@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medi3d import io
 from medi3d.preprocess.orient import reorient
 from medi3d.preprocess.resample import isotropic_grid, nearest_rotation, resample_to

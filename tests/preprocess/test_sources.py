@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from medi3d.config import ColumnsConfig, DataConfig, PatternsConfig
 from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess import find_raw_cases, group_channels, list_raw_cases

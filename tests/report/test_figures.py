@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
+
 from medi3d.errors import InputError
 from medi3d.report import draw_curves, draw_prediction
 from medi3d.report.figures import _find_center, _to_canonical

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medi3d.inflate.depthwise import conv3d_depthwise
+from medi3d.inflation.depthwise import conv3d_depthwise
 from medi3d.types import IntTriple
 
 # With this few output positions a dense convolution spends its time on its weights, which one matrix product reads

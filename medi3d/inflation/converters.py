@@ -12,9 +12,9 @@ from typing import Any, TypeAlias, cast
 
 from torch import nn
 
-from medi3d.inflate.fold import Stack
-from medi3d.inflate.layers import FoldedConv, PerVolume, PoolDepth, ReduceDepth, TakeEvery, Tall, static_padding
-from medi3d.inflate.window import DepthPadding, DepthWindow
+from medi3d.inflation.fold import Stack
+from medi3d.inflation.layers import FoldedConv, PerVolume, PoolDepth, ReduceDepth, TakeEvery, Tall, static_padding
+from medi3d.inflation.window import DepthPadding, DepthWindow
 from medi3d.registry import Registry
 
 

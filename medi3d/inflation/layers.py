@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medi3d.inflate.convolve import conv3d
-from medi3d.inflate.fold import Stack, channels_last, split_first
-from medi3d.inflate.profiles import inflate_kernel
-from medi3d.inflate.window import DepthPadding, DepthWindow, Margins, pad_volume
+from medi3d.inflation.convolve import conv3d
+from medi3d.inflation.fold import Stack, channels_last, split_first
+from medi3d.inflation.profiles import inflate_kernel
+from medi3d.inflation.window import DepthPadding, DepthWindow, Margins, pad_volume
 from medi3d.types import IntTriple
 
 Reduction: TypeAlias = Callable[[list[Tensor]], Tensor]

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from medi3d.errors import ConfigError, InflationError, InputError
-from medi3d.inflate import PROFILES, inflate, measure_exactness
+from medi3d.inflation import PROFILES, inflate, measure_exactness
 
 TASK_BACKBONES = ("tf_efficientnet_lite0", "resnet18", "resnet50", "densenet121", "convnext_tiny")
 MORE_BACKBONES = ("resnet50d", "mobilenetv3_small_100", "regnety_002", "seresnet18", "ghostnet_100", "convmixer_768_32")
@@ -227,9 +227,9 @@ class Positions(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (Mystery(), r"'1' \(Mystery\): a layer with weights \(scale\)"),
-        (Standardised(4, 4, 3), r"'1' \(Standardised\): a layer with weights"),
-        (nn.ConvTranspose2d(4, 4, 2), r"'1' \(ConvTranspose2d\): a layer with weights"),
+        (Mystery(), r"'1' \(Mystery\): it has weights \(scale\)"),
+        (Standardised(4, 4, 3), r"'1' \(Standardised\): it has weights"),
+        (nn.ConvTranspose2d(4, 4, 2), r"'1' \(ConvTranspose2d\): it has weights"),
         (Positions(), r"'1' \(Positions\): its weight 'embedding' of shape \(4, 8, 8\) is not one number a channel"),
         (nn.Upsample(scale_factor=2), r"'1' \(Upsample\): it .*positions"),
         (nn.ReflectionPad2d(1), r"'1' \(ReflectionPad2d\): it moves or resamples positions"),
@@ -294,6 +294,6 @@ def test_shared_layers_are_converted_once():
 
 
 def test_no_model_zoo_is_imported():
-    code = "import sys, medi3d.inflate; print([m for m in ('timm', 'torchvision', 'monai') if m in sys.modules])"
+    code = "import sys, medi3d.inflation; print([m for m in ('timm', 'torchvision', 'monai') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Turn a 2D network into a 3D one: walk its modules and convert each layer by the table of `medi3d.inflate.converters`.
+"""Turn a 2D network into a 3D one: walk its modules and convert each layer by the table of `converters`.
 
 A layer's row is found along its base classes. A subclass that overrides ``forward`` is not its base class and needs a
 row of its own; a layer with weights and no row is refused.
@@ -11,10 +11,10 @@ import copy
 from torch import Tensor, nn
 
 from medi3d.errors import ConfigError, InflationError
-from medi3d.inflate.converters import CONVERTERS, Conversion, Converter, Unsupported
-from medi3d.inflate.fold import Inflated
-from medi3d.inflate.profiles import PROFILES
-from medi3d.inflate.window import DepthPadding
+from medi3d.inflation.converters import CONVERTERS, Conversion, Converter, Unsupported
+from medi3d.inflation.fold import Inflated
+from medi3d.inflation.profiles import PROFILES
+from medi3d.inflation.window import DepthPadding
 from medi3d.registry import unknown_name_message
 
 DEPTH_PADDINGS: tuple[DepthPadding, ...] = ("replicate", "zeros")
@@ -30,7 +30,7 @@ def inflate(model: nn.Module, *, init: str = "mean", depth_padding: DepthPadding
 
     Args:
         model: a 2D network, or a list-giving feature extractor; it is copied, not changed.
-        init: name of a row of `medi3d.inflate.PROFILES`: how kernels are shared out over depth.
+        init: name of a row of `medi3d.inflation.PROFILES`: how kernels are shared out over depth.
         depth_padding: what convolutions see beyond the first and last slice. Only ``"replicate"`` is exact at the ends.
 
     Returns:
@@ -106,7 +106,7 @@ def _check_unknown(module: nn.Module) -> None:
     is_leaf = next(module.children(), None) is None
     if is_leaf and tensors:
         raise Unsupported(
-            f"a layer with weights ({', '.join(tensors)}) that no converter knows; add one to medi3d.inflate.CONVERTERS"
+            f"it has weights ({', '.join(tensors)}) that no converter knows; add it to medi3d.inflation.CONVERTERS"
         )
     for key, tensor in tensors.items():
         if not _is_per_channel(tensor):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from medi3d.errors import ConfigError
-from medi3d.inflate import PROFILES, inflate_kernel
+from medi3d.inflation import PROFILES, inflate_kernel
 
 
 @pytest.mark.parametrize("name", list(PROFILES))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from medi3d.inflate.convolve import conv3d
+from medi3d.inflation.convolve import conv3d
 
 triples = st.tuples(*[st.integers(1, 2)] * 3)
 

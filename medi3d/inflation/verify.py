@@ -56,7 +56,7 @@ def measure_exactness(
         seed: of the random intensities.
 
     Example:
-        >>> from medi3d.inflate import inflate
+        >>> from medi3d.inflation import inflate
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
         >>> measure_exactness(net, inflate(net), shape=(5, 6, 7)).is_exact
         True

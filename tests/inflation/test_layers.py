@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from medi3d.inflate import inflate
-from medi3d.inflate.convert import _convert
-from medi3d.inflate.converters import Conversion
-from medi3d.inflate.fold import Inflated
+from medi3d.inflation import inflate
+from medi3d.inflation.convert import _convert
+from medi3d.inflation.converters import Conversion
+from medi3d.inflation.fold import Inflated
 
 
 def inflate_layer(layer, **options):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from medi3d.inflate.window import DepthWindow, pad_volume
+from medi3d.inflation.window import DepthWindow, pad_volume
 
 
 @settings(deadline=None, max_examples=60)

@@ -53,7 +53,7 @@ def _channels_last_slices(gradient: Tensor) -> Tensor:
 
 
 class Inflated(nn.Module):
-    """A 2D network that takes volumes; made by `medi3d.inflate.inflate`.
+    """A 2D network that takes volumes; made by `medi3d.inflation.inflate`.
 
     Args:
         body: the converted 2D network, which takes slices (B·D, C, H, W).
