@@ -96,6 +96,17 @@ def test_foreground_patches_hold_foreground_of_every_label_alike(cases: list[Pre
     assert 0.3 < share < 0.7  # label 1 has one voxel, label 2 has two: drawn by label, not by voxel
 
 
+def test_a_foreground_patch_is_centred_on_its_voxel_where_the_rim_allows(tmp_path: Path) -> None:
+    shape = (12, 20, 17)
+    label = np.zeros(shape, np.uint8)
+    label[5, 11, 8] = 1
+    image = Volume(np.stack([label, label]).astype(np.float32), np.eye(4))
+    case = PreparedCase(tmp_path / "a", "a", "a", None, Record(image.grid, image.grid), "", {})
+    write_case(case, image, LabelMap(label[None], image.affine))
+    sample = make_dataset([read_case(tmp_path / "a")], foreground_fraction=1.0)[0]
+    assert np.argwhere(sample["label"].numpy()).tolist() == [[5 // 2, 8 // 2, 6 // 2]]
+
+
 def test_without_oversampling_patches_lie_anywhere(cases: list[PreparedCase]) -> None:
     never = make_dataset(cases, foreground_fraction=0.0)
     starts = np.array([np.unravel_index(int(never[n]["image"][0, 0, 0, 0]), SHAPE) for n in range(300)])

@@ -34,6 +34,16 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatc
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_new_checkpoint_takes_the_old_ones_name_and_not_its_place(tmp_path: Path) -> None:
+    """Whoever reads the old file while the new one is written reads it to its end."""
+    path = tmp_path / "last.pt"
+    save_checkpoint({"model": {}, "step": 1}, path)
+    with path.open("rb") as reader:
+        save_checkpoint({"model": {}, "step": 2}, path)
+        assert torch.load(reader, weights_only=True)["step"] == 1
+    assert load_checkpoint(path)["step"] == 2
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("code of a checkpoint was run",)
