@@ -145,6 +145,8 @@ class Trainer:
         """Train to the end of the schedule."""
         self.accelerator.init_trackers("tensorboard")
         self.model.train()
+        if self.pace.budget_s is not None and not self.step:
+            self.pace.validation_s = self._estimate_validation(validation)
         batches = self._batches(train)
         while self.pace.progress < 1:
             loss = self._train_step(next(batches))
@@ -213,6 +215,12 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         return value
+
+    def _estimate_validation(self, cases: list[PreparedCase]) -> float:
+        """Time one case, so that the first validation too is held back from the budget."""
+        begun = time.monotonic()
+        validate(self.accelerator.unwrap_model(self.model), cases[:1], self.task)
+        return (time.monotonic() - begun) * len(cases)
 
     def _validate(self, cases: list[PreparedCase], loss: float) -> None:
         begun = time.monotonic()
