@@ -157,7 +157,7 @@ class TrainConfig:
     """Train on this many cases only (for learning curves); ``None`` takes all."""
     seed: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read and crop patches; 0 reads in a background thread."""
+    """Processes that read and crop patches; 0 reads in the training process."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

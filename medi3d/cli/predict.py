@@ -51,7 +51,8 @@ def predict(
             on_case=lambda case, number, total: bar.update(row, description=case, completed=number, total=total),
         )
     console = Console()
-    console.print(f"{len(summary.predicted)} predicted: {summary.output}", highlight=False, soft_wrap=True)
+    where = f": {summary.output}" if summary.predicted else ""
+    console.print(f"{len(summary.predicted)} predicted{where}", highlight=False, soft_wrap=True)
     for case, problem in summary.problems.items():
         typer.echo(f"{case}: {problem}", err=True)
     if summary.problems:

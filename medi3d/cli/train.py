@@ -58,7 +58,19 @@ def train(
         "train.seed": seed,
     }
     overrides = {key: value for key, value in flags.items() if value is not None} | parse_assignments(assign or [])
-    config, run = _resolve(task, overrides, resume, output, name, fold)
+    if resume is not None:
+        if overrides or task or name or fold or output != RUNS:
+            raise ConfigError(
+                "--resume goes on with the run's own configuration, fold and folder; leave other flags out"
+            )
+        from medi3d.train.run import RunFolder
+
+        config, run = RunFolder(resume).load_config(), resume
+    else:
+        config = _load_task(task, overrides, prepared)
+        # An --init that is a path gives its file's name to the run.
+        default = f"{Path(config.model.init).stem}-fold{fold}-{datetime.now():%Y%m%d-%H%M%S}"
+        run = output / config.name / (name or default)
     if print_config:
         typer.echo(yaml.safe_dump(dump_task(config), sort_keys=False))
         return
@@ -88,21 +100,18 @@ def _train(config: TaskConfig, prepared: Path | None, run: Path, fold: int, devi
     )
 
 
-def _resolve(
-    task: str | None, overrides: dict[str, object], resume: Path | None, output: Path, name: str | None, fold: int
-) -> tuple[TaskConfig, Path]:
-    if resume is not None:
-        if overrides or task:
-            raise ConfigError("--resume goes on with the run's own configuration; leave --task and its other flags out")
-        from medi3d.train.run import RunFolder
-
-        return RunFolder(resume).load_config(), resume
+def _load_task(task: str | None, overrides: dict[str, object], prepared: Path | None) -> TaskConfig:
+    """Load a task; preprocessing settings are those that its cases were prepared with, unless a flag says otherwise."""
     if task is None:
         raise ConfigError("give --task NAME (`medi3d tasks` lists them), or --resume RUN")
     config = load_task(task, overrides=overrides)
-    # An --init that is a path gives its file's name to the run.
-    default = f"{Path(config.model.init).stem}-fold{fold}-{datetime.now():%Y%m%d-%H%M%S}"
-    return config, output / config.name / (name or default)
+    store = prepared or PREPARED / config.name
+    if not (store / "dataset.json").is_file():
+        return config
+    from medi3d.io import PreparedStore
+
+    used = {f"preprocess.{key}": value for key, value in PreparedStore(store).task_values["preprocess"].items()}
+    return load_task(task, overrides=used | overrides)
 
 
 def _progress_bar() -> Progress:

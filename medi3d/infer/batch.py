@@ -107,6 +107,8 @@ def list_inputs(source: Path, task: TaskConfig, masks: Path | None) -> RawCases:
     if nested or source.suffix == ".csv":
         return find_raw_cases(source, task.data, need_label=False)
     groups = group_channels(image_files(source), channels=task.in_channels)
+    if masks is not None and masks.is_file() and len(groups) > 1:
+        raise InputError(f"{masks}: one mask for {len(groups)} images; give --masks a folder of masks with their names")
     return RawCases([RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()])
 
 

@@ -2,7 +2,8 @@
 
 After Ronneberger et al. 2015, arXiv:1505.04597, and in 3D Çiçek et al. 2016, arXiv:1606.06650.
 
-Feature maps are enlarged to the size of the next finer one, whatever that is, so any volume size works.
+Feature maps are enlarged to the size of the next finer one, whatever that is, so sizes need not be
+multiples of the strides.
 """
 
 from __future__ import annotations
