@@ -4,10 +4,10 @@ Imports the ground floor and :mod:`medi3d.io`. Every step maps one grid to anoth
 native and its prepared grid.
 """
 
+from medi3d.io.record import Record
 from medi3d.preprocess.dataset import Summary, prepare_dataset
 from medi3d.preprocess.orient import reorient
 from medi3d.preprocess.pipeline import prepare_case, prepare_image, read_image
-from medi3d.preprocess.record import Record
 from medi3d.preprocess.resample import isotropic_grid, resample_to
 from medi3d.preprocess.sources import (
     CaseProblem,

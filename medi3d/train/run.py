@@ -104,7 +104,7 @@ class RunFolder:
         """Add one row to ``metrics.csv``; a column without a value stays empty."""
         fresh = not self.metrics_file.exists()
         with self.metrics_file.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, METRIC_COLUMNS)
+            writer = csv.DictWriter(stream, METRIC_COLUMNS, lineterminator="\n")
             if fresh:
                 writer.writeheader()
             writer.writerow(row)
