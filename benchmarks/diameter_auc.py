@@ -1,39 +1,42 @@
-"""AUC of the nodule's diameter alone beside the model's, on the same cases, with intervals clustered by patient.
+"""AUC of the nodule's diameter alone beside the model's, on the same cases, patients drawn together.
 
-python benchmarks/diameter_auc.py nodules.csv predictions.csv
+    python benchmarks/diameter_auc.py nodules.csv predictions.csv
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from pathlib import Path
 
 import numpy as np
+from medi3d.evaluate import bootstrap_difference, bootstrap_interval
 from sklearn.metrics import roc_auc_score
 
 
+def read_rows(path: str) -> dict[str, dict[str, str]]:
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        return {row["case_id"]: row for row in csv.DictReader(stream)}
+
+
 def main(table: str, predictions: str) -> None:
-    with open(table, newline="") as stream:  # noqa: PTH123
-        rows = {row["case_id"]: row for row in csv.DictReader(stream) if row["label"]}
-    with open(predictions, newline="") as stream:  # noqa: PTH123
-        model = {row["case_id"]: float(row["malignant"]) for row in csv.DictReader(stream)}
-    names = [name for name in rows if name in model]
+    rows, model = read_rows(table), read_rows(predictions)
+    names = [name for name, row in rows.items() if row["label"] and name in model]
     truth = np.array([rows[name]["label"] == "malignant" for name in names])
-    scores = {
-        "model": np.array([model[name] for name in names]),
-        "diameter alone": np.array([float(rows[name]["diameter_mm"]) for name in names]),
+    patients = [rows[name]["patient_id"] for name in names]
+
+    def auc_of(score: list[float]):
+        return lambda weights: np.array([roc_auc_score(truth, score, sample_weight=row) for row in weights])
+
+    by_model = auc_of([float(model[name]["malignant"]) for name in names])
+    by_diameter = auc_of([float(rows[name]["diameter_mm"]) for name in names])
+    results = {
+        "model": bootstrap_interval(by_model, len(names), groups=patients),
+        "diameter alone": bootstrap_interval(by_diameter, len(names), groups=patients),
+        "difference, paired": bootstrap_difference(by_model, by_diameter, len(names), groups=patients),
     }
-    groups = np.array([rows[name]["patient_id"] for name in names])
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    rng = np.random.default_rng(0)
-    samples = [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(2000)]
-    resampled = {}
-    for name, score in scores.items():
-        resampled[name] = np.array([roc_auc_score(truth[sample], score[sample]) for sample in samples])
-        low, high = np.percentile(resampled[name], [2.5, 97.5])
-        print(f"{name:16} AUC {roc_auc_score(truth, score):.3f} ({low:.3f} - {high:.3f}), {len(names)} nodules")
-    low, high = np.percentile(resampled["model"] - resampled["diameter alone"], [2.5, 97.5])
-    print(f"{'paired difference':16} {low:+.3f} to {high:+.3f}")
+    for name, interval in results.items():
+        print(f"{name:20} AUC {interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {len(names)} nodules")
 
 
 if __name__ == "__main__":
