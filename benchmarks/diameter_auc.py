@@ -1,6 +1,6 @@
 """AUC of the nodule's diameter alone beside the model's, on the same cases, patients drawn together.
 
-    python benchmarks/diameter_auc.py nodules.csv predictions.csv
+python benchmarks/diameter_auc.py nodules.csv predictions.csv
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from medi3d.evaluate import bootstrap_difference, bootstrap_interval
 from sklearn.metrics import roc_auc_score
+
+from medi3d.evaluate import bootstrap_difference, bootstrap_interval
 
 
 def read_rows(path: str) -> dict[str, dict[str, str]]:
@@ -36,7 +37,9 @@ def main(table: str, predictions: str) -> None:
         "difference, paired": bootstrap_difference(by_model, by_diameter, len(names), groups=patients),
     }
     for name, interval in results.items():
-        print(f"{name:20} AUC {interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {len(names)} nodules")
+        print(
+            f"{name:20} AUC {interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {len(names)} nodules"
+        )
 
 
 if __name__ == "__main__":

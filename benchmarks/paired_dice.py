@@ -1,6 +1,6 @@
 """Paired difference of two evaluations of the same cases: mean Dice of the first minus the second, with its interval.
 
-    python benchmarks/paired_dice.py A/evaluation/cases.csv B/evaluation/cases.csv
+python benchmarks/paired_dice.py A/evaluation/cases.csv B/evaluation/cases.csv
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from medi3d.evaluate import bootstrap_difference, mean_of
 
 

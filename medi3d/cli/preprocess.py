@@ -94,7 +94,7 @@ def _tasks_with_raw_data(data: Path | None) -> list[str]:
 
 
 def _prepare(config: TaskConfig, raw: Path, store: Path, workers: int, overwrite: bool, console: Console) -> Summary:
-    with Progress(*_COLUMNS, console=console) as progress:
+    with Progress(*_COLUMNS, console=console, transient=True) as progress:
         bar = progress.add_task(f"preprocess {config.name}", total=None)
         return prepare_dataset(
             raw,
