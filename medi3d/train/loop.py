@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -107,7 +108,8 @@ def train_task(
     trainer = Trainer(task, folder, device=device, on_event=on_event)
     if resume:
         trainer.restore(load_checkpoint(folder.last))
-    else:  # nothing is written before all that was asked for is known to be there
+    elif trainer.accelerator.is_main_process:
+        # Nothing is written before all that was asked for is known to be there.
         folder.create(task, split, prepared=prepared, fold=fold)
     return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
 
@@ -226,8 +228,8 @@ class Trainer:
         begun = time.monotonic()
         self.validated = int(self.pace.progress * self.task.train.validations + 1e-9)
         model = self.accelerator.unwrap_model(self.model)
-        if self.accelerator.is_main_process:
-            self.score = validate(model, cases, self.task)
+        score = validate(model, cases, self.task) if self.accelerator.is_main_process else math.nan
+        self.score = broadcast_object_list([score])[0]
         self.pace.validation_s = max(self.pace.validation_s, time.monotonic() - begun)
         improved = not self.score <= self.best
         self.best = self.score if improved else self.best
