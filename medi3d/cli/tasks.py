@@ -10,9 +10,7 @@ from medi3d.config import list_tasks, load_task
 
 def tasks() -> None:
     """List the built-in tasks; one's own is a YAML file whose path is given to --task."""
-    table = Table("task", "kind", "channels", "labels or classes", "description")
+    table = Table("task", "kind", "what it is")
     for name, description in list_tasks().items():
-        task = load_task(name)
-        outputs = task.data.classes if task.kind == "classification" else task.data.labels.values()
-        table.add_row(name, task.kind, ", ".join(task.data.channels), ", ".join(outputs), description)
+        table.add_row(name, load_task(name).kind, description)
     Console().print(table)

@@ -80,7 +80,7 @@ def _metrics_table(summary: dict[str, Any]) -> str:
             value, low, high = (
                 "–" if interval[key] is None else f"{interval[key]:.3f}" for key in ("value", "low", "high")
             )
-            rows.append((name, metric, value, f"{low} – {high}", str(interval["cases"])))
+            rows.append((name, metric.replace("_", " "), value, f"{low} – {high}", str(interval["cases"])))
     return _table(rows)
 
 
