@@ -52,9 +52,13 @@ def split_cases(
                 "a fold would lack it; set train.folds lower or add cases"
             )
     ids = np.array([case.case_id for case in ordered])
-    splitter = StratifiedGroupKFold if len(set(targets)) > 1 else GroupKFold
-    parts = list(splitter(folds, shuffle=True, random_state=seed).split(ids, targets, groups))
-    train, validation = (ids[part] for part in parts[fold])
+    if len(set(targets)) > 1:
+        # Shuffled by renaming the patients: its own shuffle spoils the stratification before scikit-learn 1.8.
+        groups = np.random.default_rng(seed).permutation(patients)[np.unique(groups, return_inverse=True)[1]]
+        parts = StratifiedGroupKFold(folds).split(ids, targets, groups)
+    else:
+        parts = GroupKFold(folds, shuffle=True, random_state=seed).split(ids, targets, groups)
+    train, validation = (ids[part] for part in list(parts)[fold])
     if train_cases is not None:
         if train_cases > len(train):
             raise InputError(f"train.cases is {train_cases}, but fold {fold} has only {len(train)} training cases")
