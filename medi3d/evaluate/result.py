@@ -13,6 +13,7 @@ from typing import Any
 from medi3d._version import __version__
 from medi3d.errors import InputError
 from medi3d.evaluate.statistics import Interval
+from medi3d.io import atomic
 from medi3d.types import PathLike
 
 ALL_LABELS = "all labels"
@@ -68,19 +69,18 @@ class Evaluation:
         return self._write_cases(folder / "cases.csv"), self._write_summary(folder / "summary.json")
 
     def _write_cases(self, path: Path) -> Path:
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with atomic.new_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows({key: _csv_value(value) for key, value in row.items()} for row in self.rows)
-        return partial.replace(path)
+        return path
 
     def _write_summary(self, path: Path) -> Path:
         summary = {"medi3d": __version__, **asdict(self)}
         del summary["rows"]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(_json_value(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return partial.replace(path)
+        text = json.dumps(_json_value(summary), indent=2, allow_nan=False) + "\n"
+        atomic.write_bytes(path, text.encode())
+        return path
 
 
 def require_cases(scored: Sequence[object], *, missing: Sequence[str], problems: Sequence[str]) -> None:

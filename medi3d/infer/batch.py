@@ -11,7 +11,7 @@ from pathlib import Path
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError, Medi3dError
 from medi3d.infer.predictor import Predictor
-from medi3d.io import case_name, image_files, read_label_map, write_label_map
+from medi3d.io import atomic, case_name, image_files, read_label_map, write_label_map
 from medi3d.io.files import is_image
 from medi3d.preprocess.crop import mask_center_mm
 from medi3d.preprocess.pipeline import read_image
@@ -140,9 +140,7 @@ def _center(case: RawCase, volume: Volume, center_of_image: bool) -> FloatTriple
 
 
 def _write_rows(rows: list[dict[str, object]], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
+    with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)

@@ -15,15 +15,22 @@ def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that either the old or the whole new content is there, whatever happens."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to; its file becomes ``path``, in place of what is there, when the block ends well."""
     temporary = _temporary_sibling(path)
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that either the old or the whole new content is there, whatever happens."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager

@@ -9,20 +9,16 @@ from typing import Any
 import torch
 
 from medi3d.errors import WeightsError
+from medi3d.io import atomic
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint to a temporary name, sync it, and rename it over ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.new_file(path) as temporary, temporary.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
