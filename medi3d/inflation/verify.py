@@ -11,25 +11,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medi3d.errors import InflationError, InputError
 from medi3d.types import IntTriple
 
 TOLERANCE = 1e-4
+"""Largest relative error of an exact network, in float32."""
+
+MIXING_FLOOR = 1e-9
+"""Least mixing that is more than rounding: 4500 float64 roundings of the output, see `_LEAST_EFFECT`."""
+
+DEEPEST_PATCH = 32
+"""Slices in the deepest patch that a patch embedding cuts; two slices so far apart lie in different patches."""
+
+_LEAST_EFFECT = 1e-3
+"""First differences below this part of the output count as this much, so that their rounding is no mixing."""
 
 
 @dataclass(frozen=True)
 class Exactness:
     """How well a network obeys the laws of inflation.
 
+    Mixing is the part of two slices' effect that only both together have: the largest entry of the second mixed
+    difference f(x+a+b) - f(x+a) - f(x+b) + f(x), a in one slice and b in another, over that of the first differences,
+    in float64, at the last output (the deepest, where they are stages). It is zero, to rounding, where slices do not
+    meet, and in a network that is linear.
+
     Args:
         relative_error: on a volume of equal slices, the largest difference between the 3D network at any output depth
             and the 2D network on the slice, over the largest magnitude of that output; float32.
-        mixing: the part of two neighbouring slices' effect that only both together have (second mixed difference over
-            first differences, float64). Zero, to rounding, where slices do not meet, as with fresh ``center`` kernels
-            in a network without pools, and in a network that is linear.
+        neighbour_mixing: of two neighbouring slices with a border of patches between them.
+        patch_mixing: of two slices in different patches, up to 32 slices apart.
     """
 
     relative_error: float
-    mixing: float
+    neighbour_mixing: float
+    patch_mixing: float
+
+    @property
+    def mixing(self) -> float:
+        """The smaller of the two mixings."""
+        return min(self.neighbour_mixing, self.patch_mixing)
 
     @property
     def is_exact(self) -> bool:
@@ -38,22 +59,28 @@ class Exactness:
 
     @property
     def mixes(self) -> bool:
-        """Whether the effect of two slices together is more than rounding."""
-        return self.mixing > 1e-9
+        """Whether neighbouring slices and slices of different patches have an effect together, beyond rounding."""
+        return self.mixing > MIXING_FLOOR
 
 
 def measure_exactness(
-    model2d: nn.Module, model3d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (32, 64, 48), seed: int = 0
+    model2d: nn.Module, model3d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (36, 64, 48), seed: int = 0
 ) -> Exactness:
     """Compare an inflated network with the 2D network that it came from, both in evaluation mode.
+
+    A layer that pools the whole volume lets slices meet as well. Where something nonlinear follows the last pool, a
+    classifier mixes by that alone; a network whose last output is its feature map shows what mixes before.
 
     Args:
         model2d: the network that takes (B, C, H, W).
         model3d: its inflated form.
         in_channels: C.
-        shape: (D, H, W) of the volumes to try. To show mixing, D / 2 must be a multiple of the size of the patches
-            that a network cuts, because the two slices at the middle are compared.
+        shape: (D, H, W) of the volumes to try. Patches of P slices can be told apart where D > P.
         seed: of the random intensities.
+
+    Raises:
+        InflationError: the outputs of the 3D network are not those of the 2D network with or without depth.
+        InputError: the 2D network answers nothing that could be compared: no tensor, zeros, or infinite values.
 
     Example:
         >>> from medi3d.inflation import inflate
@@ -61,13 +88,79 @@ def measure_exactness(
         >>> measure_exactness(net, inflate(net), shape=(5, 6, 7)).is_exact
         True
     """
+    error = measure_error(model2d, model3d, in_channels=in_channels, shape=shape, seed=seed)
+    return Exactness(error, *measure_mixing(model2d, model3d, in_channels=in_channels, shape=shape, seed=seed))
+
+
+def measure_error(
+    model2d: nn.Module, model3d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (36, 64, 48), seed: int = 0
+) -> float:
+    """Measure `Exactness.relative_error` alone, on two volumes; see `measure_exactness`."""
     generator = torch.Generator().manual_seed(seed)
+    slices = torch.randn(2, in_channels, *shape[1:], generator=generator).to(_device(model2d))
+    volume = slices[:, :, None].expand(-1, -1, shape[0], -1, -1)
     with torch.no_grad(), _evaluating(model2d), _evaluating(model3d):
-        slices = torch.randn(2, in_channels, *shape[1:], generator=generator)
-        volume = slices[:, :, None].expand(-1, -1, shape[0], -1, -1)
-        error = _relative_error(list(_tensors(model3d(volume))), list(_tensors(model2d(slices))))
-        mixing = _mixing(copy.deepcopy(model3d).double(), torch.randn(1, in_channels, *shape, generator=generator))
-    return Exactness(error, mixing)
+        return _relative_error(list(_tensors(model3d(volume))), list(_tensors(model2d(slices))))
+
+
+def measure_mixing(
+    model2d: nn.Module, model3d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (36, 64, 48), seed: int = 0
+) -> tuple[float, float]:
+    """Measure `Exactness.neighbour_mixing` and `Exactness.patch_mixing` alone; see `measure_exactness`."""
+    border = _first_of_a_patch(model2d, shape[0])
+    if border == 0:  # a single slice
+        return 0.0, 0.0
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, 1, in_channels, *shape, generator=generator, dtype=torch.float64)
+    volume, change = noise.to(_device(model2d))
+    double = copy.deepcopy(model3d).double().eval()
+
+    def answer(*slices: int) -> Tensor:
+        changed = volume.clone()
+        for depth in slices:
+            changed[:, :, depth] += change[:, :, depth]
+        return list(_tensors(double(changed)))[-1]
+
+    with torch.no_grad():
+        base, second = answer(), answer(border)
+        neighbour, far = (_mixing(base, answer(d), second, answer(d, border)) for d in (border - 1, 0))
+    return neighbour, far
+
+
+def randomize_statistics(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Return a copy in which no parameter is what it was before training, where that would hide a broken law.
+
+    Fresh norms have the statistics 0 and 1; layer scales of 1e-6, norms with a gain of 0, and heads, tokens and
+    position tables of zeros silence what they stand for.
+
+    Args:
+        model: any network; every running mean and variance in it, and every parameter whose entries are all but equal,
+            is drawn afresh: gains in [0.5, 1.5], biases and tables with a standard deviation of 0.1.
+        seed: of the draw.
+
+    Example:
+        >>> sorted(set(randomize_statistics(nn.BatchNorm2d(3)).weight.tolist())) != [1.0]
+        True
+    """
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            last = name.rpartition(".")[2]
+            settled = isinstance(tensor, nn.Parameter) and float(tensor.std(correction=0)) < 1e-3
+            if last == "running_mean" or (settled and (last.endswith("bias") or not _is_per_channel(tensor))):
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+            elif last == "running_var" or settled:
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters(), torch.empty(0)).device
+
+
+def _is_per_channel(tensor: Tensor) -> bool:
+    return tensor.numel() == max(tensor.shape, default=1)
 
 
 @contextmanager
@@ -82,7 +175,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
+    if isinstance(output, Tensor) and output.is_floating_point():
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
@@ -93,22 +186,42 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _relative_error(outputs3d: list[Tensor], outputs2d: list[Tensor]) -> float:
+    if len(outputs3d) != len(outputs2d):
+        raise InflationError(f"the 3D network gives {len(outputs3d)} tensors, the 2D network {len(outputs2d)}")
+    if not outputs2d:
+        raise InputError("the 2D network gives no tensor of floating-point numbers: there is nothing to compare")
     errors = []
     for volume, plane in zip(outputs3d, outputs2d, strict=True):
-        expected = plane[:, :, None] if plane.ndim == 4 else plane
-        errors.append(float((volume - expected).abs().max() / expected.abs().max().clamp_min(1e-30)))
-    return max(errors)
+        largest = plane.abs().max()
+        if not 0 < largest < torch.inf:
+            raise InputError(
+                f"the largest magnitude of the 2D network's output of shape {tuple(plane.shape)} is {float(largest)}: "
+                "there is nothing to compare; give it weights that let an image through, as `randomize_statistics` does"
+            )
+        errors.append((volume - _with_depth(plane, volume)).abs().max() / largest)
+    return float(torch.stack(errors).max())  # NaN stays NaN, which is not exact
 
 
-def _mixing(model: nn.Module, volume: Tensor) -> float:
-    volume = volume.double()
-    middle = volume.shape[2] // 2
-    left, right, both = volume.clone(), volume.clone(), volume.clone()
-    for changed, depths in ((left, [middle - 1]), (right, [middle]), (both, [middle - 1, middle])):
-        changed[:, :, depths] += 1.0
-    mixings = []
-    for f, f_left, f_right, f_both in zip(*(_tensors(model(x)) for x in (volume, left, right, both)), strict=True):
-        first = max(float((f_left - f).abs().max()), float((f_right - f).abs().max()))
-        second = float((f_both - f_left - f_right + f).abs().max())
-        mixings.append(second / first if first > 0 else 0.0)
-    return max(mixings)
+def _with_depth(plane: Tensor, volume: Tensor) -> Tensor:
+    """Give a 2D network's output an axis of one where the 3D network's has depth."""
+    if volume.shape == plane.shape and plane.ndim != 4:
+        return plane
+    for axis in (2, 1) if plane.ndim == 4 else range(1, volume.ndim):
+        if volume.shape[:axis] + volume.shape[axis + 1 :] == plane.shape:
+            return plane.unsqueeze(axis)
+    raise InflationError(
+        f"the 3D network gives {tuple(volume.shape)} where the 2D network gives {tuple(plane.shape)}, "
+        "and no axis of it is depth"
+    )
+
+
+def _first_of_a_patch(model2d: nn.Module, depth: int) -> int:
+    """Return a slice with which a new patch begins; the patches are as long as the largest stride."""
+    patch = max((max(conv.stride) for conv in model2d.modules() if isinstance(conv, nn.Conv2d)), default=1)
+    return min(DEEPEST_PATCH, depth - 1) // patch * patch or depth // 2
+
+
+def _mixing(base: Tensor, with_a: Tensor, with_b: Tensor, with_both: Tensor) -> float:
+    first = torch.stack([(with_a - base).abs().max(), (with_b - base).abs().max(), _LEAST_EFFECT * base.abs().max()])
+    second = ((with_both - with_a) - (with_b - base)).abs().max()
+    return float(second / first.max())
