@@ -80,7 +80,7 @@ def draw_prediction(
     for column, plane in enumerate(_PLANES):
         _draw_plane(figure.add_subplot(grid[0, column]), scene, plane, labels)
     _add_legend(figure, labels, with_reference=reference is not None)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
@@ -115,7 +115,7 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
         axes.set(title=title, xlabel=step[0])
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _make_scene(volume: Volume, prediction: LabelMap, reference: LabelMap | None, labels: Mapping[int, str]) -> _Scene:
@@ -255,7 +255,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "an empty table"
 
 
-def _save(figure: Figure, path: PathLike) -> Path:
+def save_figure(figure: Figure, path: PathLike) -> Path:
+    """Write a figure as a PNG file, making its folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)

@@ -1,0 +1,114 @@
+"""The depth receptive field of a 3D network, measured: which input slices the middle of its outputs depends on.
+
+A gradient of NaN is sent back from the middle slice of an output. NaN survives what a number does not: weights of zero
+(so the fields of fresh ``center`` kernels are those that training can fill) and products too small for float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEPTHS = (64, 256, 1024)
+"""Depths of the volumes that are tried, until the fields end inside."""
+
+
+@dataclass(frozen=True)
+class DepthField:
+    """The input slices that one output's middle slice depends on.
+
+    Args:
+        first: the first of them.
+        last: the last of them.
+        depth: slices of the volume that was tried.
+    """
+
+    first: int
+    last: int
+    depth: int
+
+    @property
+    def slices(self) -> int:
+        """How many slices lie between the first and the last, both counted."""
+        return self.last - self.first + 1
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the field ends within the volume that was tried, so that ``slices`` is its whole size."""
+        return self.first > 0 and self.last < self.depth - 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every slice counts, as with attention and squeeze-excitation: the field is ``depth`` at least."""
+        return self.slices == self.depth
+
+    def __str__(self) -> str:
+        if self.is_whole:
+            return f"whole (≥ {self.depth})"
+        return str(self.slices) if self.is_inside else f"≥ {self.slices}"
+
+
+def measure_depth_fields(
+    model: nn.Module, *, in_channels: int = 1, plane: tuple[int, int] = (32, 32), max_voxels: int = 2**20
+) -> list[DepthField]:
+    """Measure the depth receptive field of each output of a network that takes volumes.
+
+    Args:
+        model: takes (B, C, D, H, W), gives tensors (B, C', D', H', W') or (B, K), one or several.
+        in_channels: C.
+        plane: (H, W) of the volumes to try; small, as depth is what matters.
+        max_voxels: no deeper volume is tried than has this many voxels a channel; the least deep is always tried.
+
+    Returns:
+        One field an output, in the order in which the network gives them.
+
+    Example:
+        >>> from medi3d.inflation import inflate
+        >>> net = inflate(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 5, padding=2)))
+        >>> measure_depth_fields(net, plane=(8, 8))[0].slices
+        7
+    """
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        fields: list[DepthField] = []
+        for depth in DEPTHS:
+            if fields and (all(f.is_inside for f in fields) or depth * plane[0] * plane[1] > max_voxels):
+                break
+            fields = _measure(model, (1, in_channels, depth, *plane), fields)
+        return fields
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+
+
+def _measure(model: nn.Module, shape: tuple[int, ...], known: list[DepthField]) -> list[DepthField]:
+    """Measure the fields that did not end inside a less deep volume."""
+    volume = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    fields = []
+    for number, output in enumerate(iterate_tensors(model(volume))):
+        if known and known[number].is_inside:
+            fields.append(known[number])
+            continue
+        seed = torch.zeros_like(output)
+        seed[:, :, output.shape[2] // 2 if output.ndim == 5 else slice(None)] = torch.nan
+        (gradient,) = torch.autograd.grad(output, volume, seed, retain_graph=True)
+        reached = gradient.isnan().any(dim=(0, 1, 3, 4)).nonzero().flatten()
+        fields.append(DepthField(int(reached[0]), int(reached[-1]), shape[2]))
+    return fields
+
+
+def iterate_tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a network's output, whatever lists and mappings they are nested in."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from iterate_tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from iterate_tensors(value)
