@@ -97,7 +97,7 @@ def measure_error(
 ) -> float:
     """Measure `Exactness.relative_error` alone, on two volumes; see `measure_exactness`."""
     generator = torch.Generator().manual_seed(seed)
-    slices = torch.randn(2, in_channels, *shape[1:], generator=generator).to(_device(model2d))
+    slices = _intensities(generator, 2, in_channels, *shape[1:]).to(_device(model2d))
     volume = slices[:, :, None].expand(-1, -1, shape[0], -1, -1)
     with torch.no_grad(), _evaluating(model2d), _evaluating(model3d):
         return _relative_error(list(_tensors(model3d(volume))), list(_tensors(model2d(slices))))
@@ -111,8 +111,7 @@ def measure_mixing(
     if border == 0:  # a single slice
         return 0.0, 0.0
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(2, 1, in_channels, *shape, generator=generator, dtype=torch.float64)
-    volume, change = noise.to(_device(model2d))
+    volume, change = _intensities(generator, 2, 1, in_channels, *shape).to(_device(model2d), torch.float64)
     double = copy.deepcopy(model3d).double().eval()
 
     def answer(*slices: int) -> Tensor:
@@ -127,40 +126,59 @@ def measure_mixing(
     return neighbour, far
 
 
-def randomize_statistics(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Return a copy in which no parameter is what it was before training, where that would hide a broken law.
+def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> nn.Module:
+    """Return a copy with parameters and statistics like a trained network's, so that no broken law stays hidden.
 
-    Fresh norms have the statistics 0 and 1; layer scales of 1e-6, norms with a gain of 0, and heads, tokens and
-    position tables of zeros silence what they stand for.
+    Before training, layer scales of 1e-6, gains of 0, and heads, tokens and position tables of zeros silence what they
+    stand for, and norms whose statistics are not those of their input let a signal vanish or explode with depth.
 
     Args:
-        model: any network; every running mean and variance in it, and every parameter whose entries are all but equal,
-            is drawn afresh: gains in [0.5, 1.5], biases and tables with a standard deviation of 0.1.
+        model: any network; every parameter whose entries are all but equal is drawn afresh: gains in [0.5, 1.5], biases
+            and tables with a standard deviation of 0.1. Running means and variances become those of ``images``, the
+            means off by 0.1 standard deviations and the variances by up to a half.
+        images: (B, C, H, W), two or more.
         seed: of the draw.
 
     Example:
-        >>> sorted(set(randomize_statistics(nn.BatchNorm2d(3)).weight.tolist())) != [1.0]
+        >>> norm = randomize_statistics(nn.BatchNorm2d(3), 7 + torch.randn(2, 3, 9, 9))
+        >>> bool((norm.running_mean > 6).all() and norm.weight.std() > 0)
         True
     """
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            last = name.rpartition(".")[2]
-            settled = isinstance(tensor, nn.Parameter) and float(tensor.std(correction=0)) < 1e-3
-            if last == "running_mean" or (settled and (last.endswith("bias") or not _is_per_channel(tensor))):
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
-            elif last == "running_var" or settled:
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+
+    def fit(norm: Any, args: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(args[0].transpose(0, 1).flatten(1), 1, correction=0)
+        variance = variance + 0.01 * variance.mean()  # a channel that is constant on these images need not be on others
+        norm.running_mean.copy_(mean + 0.1 * variance.sqrt() * torch.randn(mean.shape, generator=generator))
+        norm.running_var.copy_(variance * (0.5 + torch.rand(mean.shape, generator=generator)))
+
+    norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    with torch.no_grad(), _evaluating(model):
+        for name, parameter in model.named_parameters():
+            if float(parameter.std(correction=0)) < 1e-3:
+                parameter.copy_(_draw(name, parameter, generator))
+        hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
+        model(images)
+    for hook in hooks:
+        hook.remove()
     return model
+
+
+def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
+    if parameter.numel() == max(parameter.shape, default=1) and not name.endswith("bias"):  # a gain a channel
+        return 0.5 + torch.rand(parameter.shape, generator=generator)
+    return 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def _intensities(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw noise (..., H, W) on a level that differs from slice to slice, as pooling averages noise away."""
+    level = torch.randn(*shape[:-2], 1, 1, generator=generator)
+    return level + torch.randn(shape, generator=generator)
 
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.empty(0)).device
-
-
-def _is_per_channel(tensor: Tensor) -> bool:
-    return tensor.numel() == max(tensor.shape, default=1)
 
 
 @contextmanager

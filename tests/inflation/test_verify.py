@@ -324,23 +324,48 @@ class Untrained(nn.Module):
         self.gate = nn.Linear(9, 9)
         nn.init.normal_(self.gate.weight, std=1e-6)
         self.drawn = nn.Linear(5, 5)
+        self.last_norm = nn.BatchNorm1d(4)
+        self.unused = nn.BatchNorm1d(4, affine=False)
         self.register_buffer("index", torch.arange(5))
+
+    def forward(self, image: Tensor) -> Tensor:
+        features: Tensor = self.last_norm(self.head(self.norm(image).flatten(2).mean(2)))
+        return features
+
+
+IMAGES = 3 + 2 * torch.randn(64, 5, 6, 7, generator=torch.Generator().manual_seed(0))
 
 
 def test_nothing_stays_as_it_was_before_training() -> None:
     model = Untrained()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    drawn = randomize_statistics(model)
+    drawn = randomize_statistics(model, IMAGES)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     kept = {name for name, tensor in drawn.state_dict().items() if torch.equal(tensor, before[name])}
-    assert kept == {"norm.num_batches_tracked", "index", "drawn.weight", "drawn.bias", "head.bias", "gate.bias"}
-    for name in ("norm.weight", "norm.running_var", "gamma", "gain"):
+    assert {name for name in kept if not name.startswith("unused") and "batches" not in name} == {
+        *("index", "drawn.weight", "drawn.bias", "head.bias", "gate.bias"),
+    }
+    for name in ("norm.weight", "gamma", "token", "gain"):
         assert (drawn.state_dict()[name] >= 0.5).all()
     for name in ("table", "head.weight", "gate.weight"):
         assert 0.03 < float(drawn.state_dict()[name].std()) < 0.2
 
 
+def test_statistics_are_those_of_the_images_but_not_quite() -> None:
+    drawn = randomize_statistics(Untrained().train(), IMAGES)
+    assert drawn.training
+    assert not any(module._forward_pre_hooks for module in drawn.modules())
+    means, variances = drawn.norm.running_mean, drawn.norm.running_var
+    assert ((means - 3).abs() < 1).all()
+    assert ((variances > 1.8) & (variances < 6.5)).all()
+    assert float(means.std()) > 0.01
+    assert float(variances.std()) > 0.1
+    output = drawn.eval()(IMAGES)  # a signal that neither vanishes nor explodes
+    assert 0.2 < float(output.detach().std(0).mean()) < 3
+
+
 def test_a_draw_is_repeatable() -> None:
-    first, second, other = (randomize_statistics(Untrained(), seed=seed).gamma for seed in (3, 3, 4))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
+    first, second, other = (randomize_statistics(Untrained(), IMAGES, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.gamma, second.gamma)
+    assert torch.equal(first.norm.running_var, second.norm.running_var)
+    assert not torch.equal(first.gamma, other.gamma)
