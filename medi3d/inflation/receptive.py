@@ -95,7 +95,7 @@ def _measure(model: nn.Module, shape: tuple[int, ...], known: list[DepthField]) 
             fields.append(known[number])
             continue
         seed = torch.zeros_like(output)
-        seed[:, :, output.shape[2] // 2 if output.ndim == 5 else slice(None)] = torch.nan
+        (seed[:, :, output.shape[2] // 2] if output.ndim == 5 else seed).fill_(torch.nan)
         (gradient,) = torch.autograd.grad(output, volume, seed, retain_graph=True)
         reached = gradient.isnan().any(dim=(0, 1, 3, 4)).nonzero().flatten()
         fields.append(DepthField(int(reached[0]), int(reached[-1]), shape[2]))
