@@ -59,7 +59,7 @@ def test_the_names_of_feature_extractors_are_found_again() -> None:
     }
     features.load_state_dict(renamed, strict=False)
     inflated = inflate(features).state_dict()
-    found = fates_of(whole.state_dict(), {f"body.{name}": tensor for name, tensor in inflated.items()})
+    found = fates_of(source, {f"body.{name}": tensor for name, tensor in inflated.items()})
     assert {name for name, fate in found.items() if fate == "dropped"} == {
         *("head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"),
     }
