@@ -54,9 +54,8 @@ def test_the_names_of_feature_extractors_are_found_again() -> None:
     whole = timm.create_model("convnext_atto")
     features = timm.create_model("convnext_atto", features_only=True)
     assert any(name.startswith("stages_0.") for name in features.state_dict())
-    renamed = {
-        name.replace("stages.", "stages_").replace("stem.", "stem_"): t for name, t in whole.state_dict().items()
-    }
+    source = whole.state_dict()
+    renamed = {name.replace("stages.", "stages_").replace("stem.", "stem_"): t for name, t in source.items()}
     features.load_state_dict(renamed, strict=False)
     inflated = inflate(features).state_dict()
     found = fates_of(source, {f"body.{name}": tensor for name, tensor in inflated.items()})
