@@ -46,6 +46,7 @@ PAGE = REPOSITORY / "docs" / "coverage.md"
 MARKER = "<!-- What follows is written by benchmarks/coverage.py --table -->"
 STATUSES = ("exact", "refused", "too large", "failed")
 DEPTH = 36
+IMAGES = 16
 GIB = 2**30
 
 # What a network's own code raises when it cannot be built for, or run on, images of a size.
@@ -149,13 +150,18 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
     return WithFeatures(timm.create_model(name, pretrained=False, **options))
 
 
-def create_network(name: str) -> tuple[nn.Module, tuple[int, int]]:
-    """Create a network that gives (logits, feature map), drawn as if trained, and the smallest (H, W) it takes."""
+def create_network(name: str, more: Mapping[str, Any] | None = None) -> tuple[nn.Module, tuple[int, int]]:
+    """Create a network that gives (logits, feature map), drawn as if trained, and the smallest (H, W) it takes.
+
+    Args:
+        name: of timm, or ``torchvision/NAME``.
+        more: options of the network's own, such as ``num_classes``.
+    """
     problem: Exception | None = None
     for options, size in _candidates(name):
         try:
-            images = torch.randn(4, 3, 1, 1) + torch.randn(4, 3, *size)
-            return randomize_statistics(_create(name, options).eval(), images), size
+            images = torch.randn(IMAGES, 3, 1, 1) + torch.randn(IMAGES, 3, *size)
+            return randomize_statistics(_create(name, {**options, **(more or {})}).eval(), images), size
         except SIZE_ERRORS as error:
             problem = error
     raise RuntimeError(f"the 2D network itself does not run: {problem}") from problem
@@ -198,13 +204,11 @@ def _work(row: Row, options: argparse.Namespace) -> None:
     start = time.monotonic()
     try:
         measure(row, options.init, options.max_parameters * 1e6)
-    except InflationError as error:
-        row.status, row.reason = "refused", str(error)
-    except MemoryError:
-        row.status, row.reason = "too large", f"more than {options.memory_gib} GiB of memory"
     except Exception as error:  # whatever a network's own code raises is a finding
-        if "can't allocate memory" in str(error):
-            row.status, row.reason = "too large", f"more than {options.memory_gib} GiB of memory"
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            row.status, row.reason = "too large", f"more than {options.memory_gib:.0f} GiB of memory"
+        elif isinstance(error, InflationError):
+            row.status, row.reason = "refused", str(error)
         else:
             row.status, row.reason = "failed", _describe(error)
     row.seconds = round(time.monotonic() - start, 1)
