@@ -11,12 +11,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.inflation import PROFILES, Exactness, inflate, measure_exactness
-from medi3d.models.stem import InputScale, InputScaling, find_stem, fit_input, set_stem_stride
+from medi3d.models.backbone import Backbone, SliceRule, SliceSize, is_pyramid, run_on_meta
+from medi3d.models.stem import InputScale, InputScaling, fit_input, set_stem_stride
 from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights, read_weights_file
-from medi3d.models.zoo import Backbone, create_backbone
+from medi3d.models.zoo import create_backbone
 from medi3d.registry import unknown_name_message
 from medi3d.types import IntTriple, PathLike
 
@@ -29,6 +31,10 @@ INITS: dict[str, str | None] = {
 """Initialisation → depth profile of the ImageNet weights; ``None`` draws random ones."""
 
 
+PYRAMID_STRIDES = (4, 8, 16, 32)
+"""In-plane strides of the maps made from a network whose own have one stride, or strides that are no powers of two."""
+
+
 class Encoder(nn.Module):
     """An inflated backbone that gives one feature map a stage.
 
@@ -36,6 +42,8 @@ class Encoder(nn.Module):
         in_channels: channels of the input volume.
         channels: channels of each feature map, finest first.
         strides: ``(D, H, W)`` stride of each feature map.
+        slices: which (H, W) the backbone takes.
+        is_resized: whether the backbone's maps are resized to ``strides``, as a plain ViT's are.
     """
 
     def __init__(
@@ -46,6 +54,8 @@ class Encoder(nn.Module):
         in_channels: int,
         channels: tuple[int, ...],
         strides: tuple[IntTriple, ...],
+        slices: SliceRule,
+        is_resized: bool = False,
     ) -> None:
         super().__init__()
         self.scaling = scaling
@@ -53,19 +63,45 @@ class Encoder(nn.Module):
         self.in_channels = in_channels
         self.channels = channels
         self.strides = strides
+        self.slices = slices
+        self.is_resized = is_resized
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the stages' feature maps.
 
         Args:
-            x: ``(B, in_channels, D, H, W)``, on the scale that ``input_scale`` says; any D, H, W.
+            x: ``(B, in_channels, D, H, W)``, on the scale that ``input_scale`` says; any D, and any H and W that
+                ``slices`` allows.
 
         Returns:
             One ``(B, channels[i], ~D / strides[i][0], ~H / strides[i][1], ~W / strides[i][2])`` a stage.
+
+        Raises:
+            ConfigError: the volume has another number of channels, or slices of a size that the backbone cannot take.
         """
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise ConfigError(f"expected a volume (B, {self.in_channels}, D, H, W); got shape {tuple(x.shape)}")
-        return list(self.body(self.scaling(x)))
+        if not self.slices.allows(x.shape[3:]):
+            raise ConfigError(
+                f"this backbone takes slices of {self.slices}; got H × W of {x.shape[3]} × {x.shape[4]}: crop or pad "
+                "them, or create the encoder with image_size=(H, W)"
+            )
+        maps = list(self.body(self.scaling(x)))
+        return (
+            [_resize(m, x.shape[2:], s) for m, s in zip(maps, self.strides, strict=True)] if self.is_resized else maps
+        )
+
+
+def _resize(feature: Tensor, volume: torch.Size, strides: IntTriple) -> Tensor:
+    """Bring a map to ⌈D / s⌉ × ⌈H / s⌉ × ⌈W / s⌉.
+
+    ViTDet's simple feature pyramid (Li et al. 2022, arXiv:2203.16527) without its learned deconvolutions: it comes
+    after the inflated network, where the volume's depth is known, and the decoder's convolutions learn the rest.
+    """
+    size = [-(-n // stride) for n, stride in zip(volume, strides, strict=True)]
+    if list(feature.shape[2:]) == size:
+        return feature
+    return interpolate(feature, size=size, mode="trilinear", align_corners=False)
 
 
 def create_encoder(
@@ -77,25 +113,32 @@ def create_encoder(
     input_scale: InputScale | tuple[str, ...] = "unit",
     stages: int | None = None,
     stem_stride: int | None = None,
+    image_size: SliceSize | None = None,
     depth_padding: Literal["replicate", "zeros"] = "replicate",
 ) -> Encoder:
     """Create a 3D encoder from a 2D backbone by inflation.
 
     Args:
-        name: timm's name of the backbone, for example ``"tf_efficientnet_lite0"``.
+        name: of the backbone, as ``medi3d models`` lists it: ``"tf_efficientnet_lite0"`` of timm's,
+            ``"torchvision/resnet18"`` of torchvision's.
         in_channels: channels of the volumes. Three are taken as RGB; of any other number each gets an equal share of
             the grey response, so that equal channels answer as the 2D network on the RGB copy.
         init: ``imagenet-inflated`` (I3D's mean), ``imagenet-center``, ``imagenet-overshoot``, ``random``, or the path
             of a medi3d checkpoint whose encoder is taken.
-        weights: a file with the backbone's 2D weights; else an installed weights package, else timm's hub cache.
+        weights: a file with the backbone's 2D weights; else an installed weights package, else the library's hub or
+            its cache.
         input_scale: ``"unit"`` for intensities in [0, 1] (CT windows), ``"zscore"`` for zero mean, unit deviation
             (MR); one for all channels or one each.
         stages: number of stages, finest first; ``None`` takes all.
         stem_stride: 1 or 2 overrides the first convolution's stride (1 doubles every feature map's resolution).
+        image_size: (H, W) of the volumes, for backbones that are made for one size (many ViTs); ``None`` takes the size
+            that their weights were trained at.
         depth_padding: how convolutions see past the first and last slice; ``"zeros"`` is not exact.
 
     Raises:
-        ConfigError: unknown backbone or init, or a stem whose stride cannot be changed.
+        ConfigError: unknown backbone or init, a stem whose stride cannot be changed, or a size that the backbone
+            cannot take.
+        InflationError: the backbone has no exact 3D form.
         WeightsError: weights that cannot be had or do not fit.
 
     Examples:
@@ -105,14 +148,21 @@ def create_encoder(
     """
     profile, checkpoint = _resolve_init(init)
     scales = (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale)
-    backbone = _load_backbone(name, weights, stages=stages, pretrained=profile is not None)
+    backbone = _load_backbone(name, weights, stages=stages, image_size=image_size, pretrained=profile is not None)
+    divisor = set_stem_stride(backbone, name, stem_stride)
     scaling = fit_input(backbone, scales)
-    divisor = set_stem_stride(backbone.module, name, stem_stride)
-    strides = tuple((s, s, s) for s in (stride // divisor for stride in backbone.strides))
     body = inflate(backbone.module, init=profile or "mean", depth_padding=depth_padding)
     if profile is None:
         _redraw_inflated(body, backbone.module)
-    encoder = Encoder(scaling, body, in_channels=in_channels, channels=backbone.channels, strides=strides)
+    encoder = Encoder(
+        scaling,
+        body,
+        in_channels=in_channels,
+        channels=backbone.channels,
+        strides=_find_strides(backbone, body, scaling.out_channels, divisor),
+        slices=backbone.slices,
+        is_resized=not is_pyramid(backbone.strides),
+    )
     if checkpoint is not None:
         load_encoder_state(encoder, checkpoint)
     return encoder
@@ -126,14 +176,35 @@ def measure_inflation(encoder: Encoder, name: str, *, weights: PathLike | None =
         name: its backbone.
         weights: the file that its weights came from, if one was named.
     """
-    backbone = _load_backbone(name, weights, stages=len(encoder.channels), pretrained=True)
-    fit_input(backbone, ("unit",) * encoder.in_channels)
-    return measure_exactness(backbone.module, encoder.body, in_channels=find_stem(backbone.module).in_channels)
+    image_size = encoder.slices.size
+    backbone = _load_backbone(name, weights, stages=len(encoder.channels), image_size=image_size, pretrained=True)
+    scaling = fit_input(backbone, ("unit",) * encoder.in_channels)
+    depth = 2 * max(18, *backbone.strides)
+    plane = (64, 48) if backbone.takes((64, 48)) else backbone.input_size
+    return measure_exactness(backbone.module, encoder.body, in_channels=scaling.out_channels, shape=(depth, *plane))
 
 
-def _load_backbone(name: str, weights: PathLike | None, *, stages: int | None, pretrained: bool) -> Backbone:
+def _load_backbone(
+    name: str, weights: PathLike | None, *, stages: int | None, image_size: SliceSize | None, pretrained: bool
+) -> Backbone:
     state = find_imagenet_weights(name, Path(weights) if weights is not None else None) if pretrained else None
-    return create_backbone(name, stages=stages, state=state, pretrained=pretrained and state is None)
+    return create_backbone(
+        name, stages=stages, image_size=image_size, state=state, pretrained=pretrained and state is None
+    )
+
+
+def _find_strides(backbone: Backbone, body: nn.Module, in_channels: int, divisor: int) -> tuple[IntTriple, ...]:
+    """Return the (D, H, W) strides of the encoder's maps; those along depth are seen in a run without values."""
+    depth = 4 * max(backbone.strides)
+    maps = run_on_meta(body, (1, in_channels, depth, *backbone.input_size))
+    own = [(round(depth / m.shape[2]), stride // divisor) for m, stride in zip(maps, backbone.strides, strict=True)]
+    if is_pyramid(backbone.strides):
+        return tuple((along, across, across) for along, across in own)
+    # A depth that the plan keeps whole stays whole.
+    return tuple(
+        (max(1, round(along * target / across)) if along > 1 else 1, target, target)
+        for (along, across), target in zip(own, PYRAMID_STRIDES, strict=False)
+    )
 
 
 def load_encoder_state(encoder: Encoder, path: Path) -> None:

@@ -63,7 +63,7 @@ class UNet(nn.Module):
         """Volume ``(B, C, D, H, W)`` → logits ``(B, num_classes, D, H, W)``."""
         features = self.encoder(x)
         skips = {str(max(stride)): feature for stride, feature in zip(self.encoder.strides, features, strict=True)}
-        skips.setdefault("1", self.encoder.scaling(x)[:, : self.encoder.in_channels])
+        skips.setdefault("1", self.encoder.scaling.scale(x))
         current = features[-1]
         for level, block in self.blocks.items():
             skip = skips.get(level)

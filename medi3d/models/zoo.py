@@ -1,60 +1,44 @@
-"""2D backbones: the only module that imports timm.
-
-A backbone is a module that maps ``(B, 3, H, W)`` to a list of feature maps, and what its weights were trained on.
-"""
+"""2D networks by name, whichever library they come from: timm's by timm's names, torchvision's behind a prefix."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import fnmatch
+from types import ModuleType
 
-import timm
-import torch
 from torch import nn
 
-from medi3d.errors import ConfigError, WeightsError
+from medi3d.errors import ConfigError
+from medi3d.models import timm_backbones, torchvision_backbones
+from medi3d.models.backbone import Backbone, SliceSize, StateDict
 from medi3d.registry import unknown_name_message
 
-logger = logging.getLogger(__name__)
-
-StateDict = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A 2D network that gives one feature map a stage.
-
-    Attributes:
-        module: ``(B, C, H, W)`` → list of ``(B, channels[i], H / strides[i], W / strides[i])``.
-        channels: channels of each stage, finest first.
-        strides: in-plane stride of each stage.
-        mean: per RGB channel, what the weights' training subtracted from pixels in [0, 1].
-        std: per RGB channel, what it divided by.
-    """
-
-    module: nn.Module
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+TORCHVISION = "torchvision/"
+"""Prefix of torchvision's networks: ``torchvision/resnet18`` is another network than timm's ``resnet18``."""
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Return the names of timm's networks that match a shell pattern, sorted."""
-    return sorted(timm.list_models(pattern))
+    """Return the names of the networks that match a shell pattern, sorted.
+
+    Examples:
+        >>> list_backbones("*resnet18")[-1]
+        'torchvision/resnet18'
+    """
+    names = [*timm_backbones.list_names(), *(TORCHVISION + name for name in torchvision_backbones.list_names())]
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def create_network(name: str, *, num_classes: int | None = None) -> nn.Module:
-    """Create timm's whole classification network with random weights.
+    """Create the whole 2D classification network with random weights.
+
+    Args:
+        name: as :func:`list_backbones` gives it.
+        num_classes: number of classes; ``None`` takes the library's own, mostly ImageNet's 1000.
 
     Raises:
-        ConfigError: timm has no network of that name.
+        ConfigError: there is no network of that name.
     """
-    _check_name(name)
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    network: nn.Module = timm.create_model(name, **options)
+    library, own_name = _find_library(name)
+    network: nn.Module = library.create_network(own_name, num_classes=num_classes)
     return network
 
 
@@ -62,94 +46,40 @@ def create_backbone(
     name: str,
     *,
     stages: int | None = None,
+    image_size: SliceSize | None = None,
     state: StateDict | None = None,
     pretrained: bool = False,
 ) -> Backbone:
     """Create a 2D network that returns its stages' feature maps.
 
     Args:
-        name: timm's name of the network, for example ``"resnet50"``.
+        name: as :func:`list_backbones` gives it, for example ``"resnet50"`` or ``"torchvision/vit_b_16"``.
         stages: keep this many stages, finest first; ``None`` keeps all.
-        state: the weights of the whole classification network, by timm's names; every tensor must fit.
-        pretrained: without ``state``, take timm's own pretrained weights from the hub or its cache.
+        image_size: (H, W) of the slices, for networks that are made for one size; ``None`` takes the size that the
+            weights were trained at. Networks that take any size are made as always.
+        state: the weights of the whole classification network, by the library's names; every tensor must fit.
+        pretrained: without ``state``, take the library's own pretrained weights from its hub or the hub's cache.
 
     Raises:
-        ConfigError: unknown name, a network that gives no stage features, or more stages than it has.
+        ConfigError: unknown name, a network that gives no stage features, more stages than it has, or a size that it
+            cannot take.
         WeightsError: the weights cannot be had or do not fit.
     """
-    _check_name(name)
-    overlay: dict[str, object] = {}
-    if state is not None:
-        _check_fits(name, state)
-        overlay = {"pretrained_cfg_overlay": {"state_dict": dict(state)}}
-    module, channels, strides = _create_features(name, pretrained or state is not None, overlay)
-    if stages is not None and stages > len(channels):
-        raise ConfigError(
-            f"{name} has {len(channels)} stages (strides {strides}); {stages} were asked for: set model.stages"
-        )
-    if stages is not None and stages < len(channels):
-        indices = tuple(range(stages))
-        overlay["out_indices"] = indices
-        module, channels, strides = _create_features(name, pretrained or state is not None, overlay)
-    _drop_unused_blocks(module)
-    trained_on = timm.get_pretrained_cfg(name)
-    mean, std = (trained_on.mean, trained_on.std) if trained_on else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return Backbone(module, tuple(channels), tuple(strides), tuple(mean), tuple(std))
+    library, own_name = _find_library(name)
+    backbone: Backbone = library.create_features(
+        own_name, stages=stages, image_size=image_size, state=state, pretrained=pretrained
+    )
+    return backbone
 
 
-def _check_name(name: str) -> None:
-    if not timm.is_model(name):
+def _find_library(name: str) -> tuple[ModuleType, str]:
+    """Return the module of the library that has a network, and the network's name there."""
+    prefixed = name.startswith(TORCHVISION)
+    library = torchvision_backbones if prefixed else timm_backbones
+    own_name = name.removeprefix(TORCHVISION)
+    if own_name not in library.list_names():
         raise ConfigError(
-            unknown_name_message("backbone", name, timm.list_models()).partition(" Known: ")[0]
+            unknown_name_message("backbone", name, list_backbones()).partition(" Known: ")[0]
             + " `medi3d models` lists them."
         )
-
-
-def _check_fits(name: str, state: StateDict) -> None:
-    """Load the weights strictly into the whole network, so that nothing is left out in silence."""
-    try:
-        create_network(name, num_classes=_num_classes(name, state)).load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"the weights do not fit {name}: {' '.join(str(error).split())[:300]}") from None
-
-
-def _num_classes(name: str, state: StateDict) -> int | None:
-    classifier = timm.get_pretrained_cfg(name).classifier if timm.get_pretrained_cfg(name) else None
-    bias = state.get(f"{classifier}.bias") if isinstance(classifier, str) else None
-    return None if bias is None else int(bias.shape[0])
-
-
-def _create_features(
-    name: str, pretrained: bool, options: Mapping[str, object]
-) -> tuple[nn.Module, list[int], list[int]]:
-    # timm reports the classifier's weights as unexpected in a network without one; _check_fits has checked them all.
-    timm_log = logging.getLogger("timm.models._builder")
-    level = timm_log.level
-    timm_log.setLevel(logging.ERROR)
-    try:
-        module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except (OSError, ValueError) as error:
-        if pretrained and "pretrained_cfg_overlay" not in options:
-            raise _no_weights(name, type(error).__name__) from None
-        raise
-    except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
-        if "No pretrained weights exist" in str(error):
-            raise _no_weights(name, "timm knows of none") from None
-        raise ConfigError(f"{name} gives no stage features ({error}); choose another backbone") from None
-    finally:
-        timm_log.setLevel(level)
-    return module, module.feature_info.channels(), module.feature_info.reduction()
-
-
-def _no_weights(name: str, reason: str) -> WeightsError:
-    return WeightsError(
-        f"no pretrained weights of {name} could be had from the hub or its cache ({reason}): "
-        f"connect once to fill the cache, name a file with --weights, or train from scratch with --init random"
-    )
-
-
-def _drop_unused_blocks(module: Any) -> None:
-    """Cut off the blocks after the last stage, which timm's EfficientNet and MobileNet would still run through."""
-    root, _, last = module.feature_info.module_name()[-1].partition(".")
-    if root == "blocks" and last.isdigit():
-        module.blocks = module.blocks[: int(last) + 1]
+    return library, own_name

