@@ -1,174 +1,156 @@
-"""The layers of a folded network that look along depth.
+"""What single layers need beyond the table of functions: a module in their place, or hooks.
 
-Only convolutions are replaced, because their weights change. What every other layer does along depth is a hook on the
-2D layer, which stays as it is and keeps its names: before it (`TakeEvery`, `ReduceDepth`), after it (`PoolDepth`), or
-around it (`PerVolume`, `Tall`). Hooks are objects that hold the shared `Stack`, so deepcopy and pickle keep them.
+Hooks are objects that hold the shared `HiddenDepth`, so deepcopy and pickle keep them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import reduce
-from typing import TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medi3d.inflation.convolve import conv3d
-from medi3d.inflation.fold import Stack, channels_last, split_first
-from medi3d.inflation.profiles import inflate_kernel
-from medi3d.inflation.window import DepthPadding, DepthWindow, Margins, pad_volume
-from medi3d.types import IntTriple
+from medi3d.inflation.convolution import convolve_volume
+from medi3d.inflation.hidden import HiddenDepth
+from medi3d.inflation.pooling import pool_depth
+from medi3d.inflation.profiles import PROFILES, inflate_kernel
+from medi3d.inflation.window import DepthLayer, Margins, take_taps
 
-Reduction: TypeAlias = Callable[[list[Tensor]], Tensor]
+PROFILE_TAPS = 3
 
 
-class FoldedConv(nn.Module):
-    """A 2D convolution turned 3D, on folded slices: (B·D, I, H, W) → (B·D', O, H', W').
+class StandardizedConv(nn.Module):
+    """A weight-standardised convolution (arXiv:1903.10520; scaled: arXiv:2101.08692) with an inflated kernel.
+
+    The standard deviation and mean are those of the kernel's sum over depth, w̄ = Σ_t W_t, and each tap is
+    (W_t − mean(w̄) / T) · gain / std(w̄): the taps' sum is the standardised 2D kernel, whatever the depth profile.
 
     Args:
-        conv: the 2D convolution; its bias is shared, its weight becomes (O, I/groups, T, kH, kW).
-        window: what the convolution does along depth.
-        stack: how many volumes the slices belong to.
+        conv: timm's StdConv2d, ScaledStdConv2d, or one of them with ``same`` padding.
+        taps: extent T of the kernel along depth.
         init: name of the depth profile.
-        depth_padding: what lies beyond the first and last slice. In plane the padding stays that of ``conv``.
     """
 
-    def __init__(
-        self, conv: nn.Conv2d, window: DepthWindow, stack: Stack, *, init: str, depth_padding: DepthPadding
-    ) -> None:
+    def __init__(self, conv: Any, taps: int, init: str) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size: IntTriple = (window.size, conv.kernel_size[0], conv.kernel_size[1])
-        self.stride: IntTriple = (window.stride, conv.stride[0], conv.stride[1])
-        self.dilation: IntTriple = (window.dilation, conv.dilation[0], conv.dilation[1])
-        self.padding = conv.padding
-        self.padding_mode = conv.padding_mode
-        self.window, self.stack, self.depth_padding = window, stack, depth_padding
-        weight = inflate_kernel(conv.weight.detach(), window.size, init)
-        # Channels-last like the volumes: a convolution would otherwise convert its weight and gradient at every step.
-        weight = weight.contiguous(memory_format=torch.channels_last_3d)
+        weight = inflate_kernel(conv.weight.detach(), taps, init)
         self.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
         self.bias = conv.bias
+        self.gain = getattr(conv, "gain", None)
+        self.scale = float(getattr(conv, "scale", 1.0))
+        self.eps = float(conv.eps)
+        self.same_pad = bool(getattr(conv, "same_pad", False))
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.groups = conv.padding, conv.groups
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.training = conv.training
 
-    def forward(self, slices: Tensor) -> Tensor:
-        """Convolve folded slices (B·D, I, H, W)."""
-        height, width = self._in_plane(slices, 0), self._in_plane(slices, 1)
-        if self.padding_mode != "zeros":
-            slices = F.pad(slices, (*width, *height), self.padding_mode)
-            height = width = (0, 0)
-        volume = self.stack.unfold(slices)  # (B·D, I, H, W) → (B, I, D, H, W)
-        depth, plane = self.window.padding(volume.shape[2]), (height[0], width[0])
-        if height[0] == height[1] and width[0] == width[1]:  # the convolution pads by itself, without a copy
-            height = width = (0, 0)
-        else:
-            plane = (0, 0)
-        volume = channels_last(pad_volume(volume, depth, self.depth_padding, height=height, width=width))
-        output = conv3d(volume, self.weight, self.bias, self.stride, (0, *plane), self.dilation, self.groups)
-        return self.stack.fold(channels_last(output))
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, I, H, W) with hidden depth."""
+        variance, mean = torch.var_mean(self.weight.sum(2), (1, 2, 3), correction=0, keepdim=True)  # (O, 1, 1, 1)
+        factor = (variance + self.eps).rsqrt() * self.scale
+        if self.gain is not None:
+            factor = factor * self.gain
+        weight = (self.weight - mean[..., None] / self.weight.shape[2]) * factor[..., None]
+        if self.same_pad:
+            x = F.pad(x, (*_same_margins(self, x, 1), *_same_margins(self, x, 0)))
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def _in_plane(self, slices: Tensor, axis: int) -> Margins:
-        size, stride, dilation = self.kernel_size[1 + axis], self.stride[1 + axis], self.dilation[1 + axis]
-        if self.window.same:
-            return DepthWindow(size, stride, dilation, same=True).padding(slices.shape[2 + axis])
-        return static_padding(self.padding, size, dilation, axis)
 
-    def extra_repr(self) -> str:
-        """Describe the layer as PyTorch's convolutions do."""
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"dilation={self.dilation}, groups={self.groups}, depth_padding={self.depth_padding}"
+class SameConv(nn.Module):
+    """timm's Conv2dSame: TensorFlow's dynamic padding, which it pads along with the depth in one copy."""
+
+    def __init__(self, conv: Any, depth: HiddenDepth) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.kernel_size, self.stride, self.dilation, self.groups = (
+            conv.kernel_size,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
         )
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.depth = depth
+        self.training = conv.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, I, H, W) with hidden depth."""
+        plane = _same_margins(self, x, 0), _same_margins(self, x, 1)
+        settings = self.stride, plane, self.dilation, self.groups
+        output: Tensor = convolve_volume(self.depth, x, self.weight, self.bias, *settings)
+        return output
 
 
-def static_padding(padding: str | tuple[int, ...], size: int, dilation: int, axis: int) -> Margins:
-    """Return PyTorch's padding (before, after) of one axis of a 2D convolution."""
-    if padding == "valid":
-        return 0, 0
-    if isinstance(padding, str):  # "same"
-        total = dilation * (size - 1)
-        return total // 2, total - total // 2
-    return padding[axis], padding[axis]
+def _same_margins(conv: Any, x: Tensor, axis: int) -> Margins:
+    window = DepthLayer(conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis])
+    return window.margins(x.shape[2 + axis])
 
 
-class TakeEvery:
-    """Before a layer: keep every ``stride``-th slice, as a 1×1 convolution with a stride does in plane."""
+class ContractPositions:
+    """Around linear attention: its products sum over positions, and so over the volume."""
 
-    def __init__(self, stack: Stack, stride: int) -> None:
-        self.stack, self.stride = stack, stride
+    def __init__(self, depth: HiddenDepth) -> None:
+        self.depth = depth
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Subsample the first argument, slices (B·D, C, H, W), along depth."""
-        volume = self.stack.unfold(args[0])[:, :, :: self.stride]
-        return (self.stack.fold(volume), *args[1:])
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the module."""
+        self.depth.contracts_positions = True
 
-
-class ReduceDepth:
-    """Before an adaptive pool: reduce depth to one, so that the pool's windows span the whole of it."""
-
-    def __init__(self, stack: Stack, reduction: str) -> None:
-        self.stack, self.reduction = stack, reduction
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Turn slices (B·D, C, H, W) into (B, C, H, W)."""
-        volume = self.stack.unfold(args[0])
-        return (volume.mean(2) if self.reduction == "mean" else volume.amax(2), *args[1:])
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After it."""
+        self.depth.contracts_positions = False
 
 
-class PoolDepth:
-    """After a 2D pool: pool along depth too, as a box is separable. Ends are replicated; a maximum does not see it."""
+class StayWithinSlice:
+    """Around a module whose functions must all act within their slice."""
 
-    def __init__(self, stack: Stack, window: DepthWindow, reduction: str) -> None:
-        self.stack, self.window, self.reduction = stack, window, reduction
+    def __init__(self, depth: HiddenDepth) -> None:
+        self.depth = depth
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Pool slices (B·D, C, H, W) to (B·D', C, H, W)."""
-        volume = self.stack.unfold(output)
-        volume = pad_volume(volume, self.window.padding(volume.shape[2]))
-        window = self.window
-        last = (volume.shape[2] - window.extent) // window.stride * window.stride
-        starts = range(0, window.extent, window.dilation)
-        taps = [volume[:, :, start : start + last + 1 : window.stride] for start in starts]
-        if self.reduction == "max":
-            return self.stack.fold(reduce(torch.maximum, taps))
-        return self.stack.fold(reduce(torch.add, taps) / window.size)
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the module."""
+        self.depth.within_slice = True
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After it."""
+        self.depth.within_slice = False
 
 
-class PerVolume:
-    """Around a layer that acts on the first axis only, as stochastic depth does: it sees (B, D, C, H, W)."""
+class MixNeighbours:
+    """Before a layer that mixes all positions of a slice: x_d becomes Σ_t p_t · x_{d+t}.
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-
-    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Split the first axis (B·D, …) → (B, D, …)."""
-        return (split_first(args[0], self.stack.volumes), *args[1:])
-
-    def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Merge the first axes (B, D, …) → (B·D, …)."""
-        return output.flatten(0, 1)
-
-
-class Tall:
-    """Around a layer that treats all positions alike: it sees (B, C, D·H, W), so that its statistics are a volume's.
-
-    In channels-last memory this is a view. It fits squeeze-excitation, group and instance norms, pools to one value.
+    The profile p is a parameter of the layer, ``depth_profile``, shared by all channels.
     """
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        self.depth = 1
+    def __init__(self, module: nn.Module, depth: HiddenDepth) -> None:
+        self.depth = depth
+        module.register_parameter("depth_profile", nn.Parameter(PROFILES[depth.init](PROFILE_TAPS).float()))
 
-    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Put the slices of a volume below each other: (B·D, C, H, W) → (B, C, D·H, W)."""
-        volume = self.stack.unfold(args[0])
-        self.depth = volume.shape[2]
-        return (volume.flatten(2, 3), *args[1:])
+    def __call__(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Mix the first argument."""
+        if not self.depth.is_hidden(args[0]):
+            return args
+        self.depth.mixes = True
+        x = self.depth.reveal(self.depth.settle(args[0]), 0)  # (D, …)
+        layer = DepthLayer(len(module.depth_profile))
+        before, after = layer.margins(x.shape[0])
+        x = torch.cat([x[:1]] * before + [x] + [x[-1:]] * after)
+        taps = zip(module.depth_profile.to(x.dtype), take_taps(x, layer, axis=0), strict=True)
+        mixed = torch.stack([weight * tap for weight, tap in taps]).sum(0)
+        return (self.depth.hide(mixed, 0), *args[1:])
 
-    def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Undo `enter`, unless the output holds one value for the whole volume."""
-        if output.ndim != 4 or output.shape[2] != args[0].shape[2] or output.shape[3] != args[0].shape[3]:
-            return output
-        return self.stack.fold(output.view(*output.shape[:2], self.depth, -1, output.shape[3]))
+
+class ShrinkDepth:
+    """Before a layer that moves blocks of positions to channels: as many slices are averaged."""
+
+    def __init__(self, depth: HiddenDepth, factor: int) -> None:
+        self.depth, self.factor = depth, factor
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Average the first argument's slices by blocks."""
+        if not self.depth.is_hidden(args[0]) or self.depth.within_slice:
+            return args
+        x = self.depth.reveal(self.depth.settle(args[0]), 2)
+        layer = self.depth.next_layer(DepthLayer(self.factor, self.factor))
+        return (self.depth.hide(pool_depth(self.depth, x, layer, "mean"), 2), *args[1:])

@@ -1,4 +1,4 @@
-"""What a layer does along depth: which slices a window of it covers, and how the volume is extended at its ends."""
+"""How a volume is extended at its ends, so that a layer with stride s gives ⌈D / s⌉ slices whatever its window."""
 
 from __future__ import annotations
 
@@ -9,59 +9,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medi3d.inflation.hidden import is_compiling
+
 DepthPadding: TypeAlias = Literal["replicate", "zeros"]
 Margins: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class DepthWindow:
-    """A sliding window along depth, with the settings that a 2D layer has in plane.
+class DepthLayer:
+    """A sliding window along depth: what a layer does there.
 
     Args:
         size: number of taps.
         stride: slices from one window to the next.
         dilation: slices from one tap to the next.
-        before: slices added before the first one.
-        after: slices added after the last one.
-        same: TensorFlow's dynamic padding, output depth ⌈D/stride⌉, instead of ``before`` and ``after``.
-        ceil_mode: let the last window hang over the end, as pools do.
     """
 
     size: int
     stride: int = 1
     dilation: int = 1
-    before: int = 0
-    after: int = 0
-    same: bool = False
-    ceil_mode: bool = False
 
     @property
     def extent(self) -> int:
         """Slices from the first tap to the last, both counted."""
         return self.dilation * (self.size - 1) + 1
 
-    def padding(self, depth: int) -> Margins:
-        """Return how many slices to add before and after a volume of ``depth`` slices; at least one window fits then.
+    def margins(self, depth: int, before: int = 0) -> Margins:
+        """Return how many slices to add before and after a volume, so that ⌈depth / stride⌉ windows fit.
+
+        Args:
+            depth: slices of the volume.
+            before: slices that the layer's own padding puts in front; with none, both ends get half, as TensorFlow's
+                ``same`` padding does.
 
         Example:
-            >>> DepthWindow(3, stride=2, same=True).padding(6)
-            (0, 1)
+            >>> DepthLayer(3, stride=2).margins(6), DepthLayer(7, stride=2).margins(6, before=3)
+            ((0, 1), (3, 2))
         """
-        before, after = self.before, self.after
-        if self.same:
-            total = max((-(-depth // self.stride) - 1) * self.stride + self.extent - depth, 0)
-            before, after = total // 2, total - total // 2
-        elif self.ceil_mode:
-            after += self._overhang(depth)
-        missing = max(self.extent - depth - before - after, 0)
-        return before + missing // 2, after + missing - missing // 2
-
-    def _overhang(self, depth: int) -> int:
-        padded = depth + self.before + self.after
-        windows = -(-(padded - self.extent) // self.stride) + 1
-        if (windows - 1) * self.stride >= depth + self.before:  # PyTorch drops a window that starts in the padding
-            windows -= 1
-        return max((windows - 1) * self.stride + self.extent - padded, 0)
+        windows = -(-depth // self.stride)
+        total = max((windows - 1) * self.stride + self.extent - depth, 0)
+        before = min(before, total) if before else total // 2
+        return before, total - before
 
 
 class _Replicate(torch.autograd.Function):
@@ -95,10 +83,10 @@ class _Replicate(torch.autograd.Function):
         return total, None, None, None
 
 
-def pad_volume(
+def extend(
     volume: Tensor,
     depth: Margins,
-    mode: DepthPadding = "replicate",
+    mode: str = "replicate",
     *,
     height: Margins = (0, 0),
     width: Margins = (0, 0),
@@ -106,9 +94,9 @@ def pad_volume(
     """Extend a volume (B, C, D, H, W) along depth by its end slices or by zeros, and in plane by zeros.
 
     Args:
-        volume: (B, C, D, H, W).
+        volume: (B, C, D, H, W), no axis hidden.
         depth: how many slices to add (before, after).
-        mode: what the added slices hold.
+        mode: what they hold: ``"replicate"`` or ``"zeros"``.
         height: how many rows of zeros to add (before, after).
         width: how many columns of zeros to add (before, after).
     """
@@ -116,5 +104,16 @@ def pad_volume(
         return volume
     if mode == "zeros":
         return F.pad(volume, (*width, *height, *depth))
+    if is_compiling():
+        before = volume[:, :, :1].expand(-1, -1, depth[0], -1, -1)
+        after = volume[:, :, -1:].expand(-1, -1, depth[1], -1, -1)
+        return F.pad(torch.cat([before, volume, after], dim=2), (*width, *height))
     padded: Tensor = _Replicate.apply(volume, depth, height, width)
     return padded
+
+
+def take_taps(volume: Tensor, layer: DepthLayer, axis: int = 2) -> list[Tensor]:
+    """Return, for each tap of a window along ``axis``, the slices that it sees: views of one for each window."""
+    last = (volume.shape[axis] - layer.extent) // layer.stride * layer.stride
+    starts = range(0, layer.extent, layer.dilation)
+    return [volume.movedim(axis, 0)[start : start + last + 1 : layer.stride].movedim(0, axis) for start in starts]
