@@ -5,6 +5,7 @@ from medi3d.inflation.convert import inflate
 from medi3d.inflation.converters import CONVERTERS
 from medi3d.inflation.functions import FUNCTIONS
 from medi3d.inflation.inflated import Inflated
+from medi3d.inflation.plan import PLANS, DepthPlan, anisotropic
 from medi3d.inflation.profiles import PROFILES, inflate_kernel
 from medi3d.inflation.verify import Exactness, measure_exactness
 from medi3d.inflation.window import DepthPadding
@@ -12,10 +13,13 @@ from medi3d.inflation.window import DepthPadding
 __all__ = [
     "CONVERTERS",
     "FUNCTIONS",
+    "PLANS",
     "PROFILES",
     "DepthPadding",
+    "DepthPlan",
     "Exactness",
     "Inflated",
+    "anisotropic",
     "inflate",
     "inflate_kernel",
     "measure_exactness",

@@ -24,6 +24,7 @@ from medi3d.inflation.layers import (
     StayWithinSlice,
 )
 from medi3d.inflation.profiles import inflate_kernel, inflate_transposed_kernel
+from medi3d.inflation.window import DepthLayer
 from medi3d.registry import Registry
 
 
@@ -32,12 +33,19 @@ class Conversion:
     """What the converters of one network share."""
 
     depth: HiddenDepth
+    planned: dict[str, list[DepthLayer]] = field(default_factory=dict)
+    path: str = ""
     done: dict[int, nn.Module] = field(default_factory=dict)
 
     @property
     def init(self) -> str:
         """Name of the depth profile."""
         return self.depth.init
+
+    def taps(self, kernel_size: tuple[int, ...]) -> int:
+        """Return the extent along depth of a kernel of the layer at hand."""
+        planned = self.planned.get(self.path)
+        return planned[0].size if planned else max(kernel_size)
 
 
 class Unsupported(Exception):
@@ -51,8 +59,8 @@ CONVERTERS: Registry[Converter] = Registry("layer")
 
 @CONVERTERS.register("Conv2d")
 def _convolution(module: nn.Conv2d, conversion: Conversion) -> nn.Module:
-    taps = max(module.kernel_size)
-    if taps > 1:
+    if max(module.kernel_size) > 1:
+        taps = conversion.taps(module.kernel_size)
         weight = inflate_kernel(module.weight.detach(), taps, conversion.init)
         _set_weight(module, weight.contiguous(memory_format=torch.channels_last_3d))
     return module
@@ -66,7 +74,8 @@ def _same_convolution(module: nn.Conv2d, conversion: Conversion) -> nn.Module:
 @CONVERTERS.register("ConvTranspose2d")
 def _transposed_convolution(module: nn.ConvTranspose2d, conversion: Conversion) -> nn.Module:
     axis = longer_axis(as_pair(module.kernel_size))
-    taps, stride = module.kernel_size[axis], module.stride[axis]
+    planned = conversion.planned.get(conversion.path, [DepthLayer(module.kernel_size[axis], module.stride[axis])])
+    taps, stride = planned[0].size, planned[0].stride
     if taps < stride:
         raise Unsupported(f"its kernel of {taps} cannot fill the slices of stride {stride}")
     _set_weight(module, inflate_transposed_kernel(module.weight.detach(), taps, stride, conversion.init))
@@ -79,7 +88,7 @@ def _set_weight(module: nn.Conv2d | nn.ConvTranspose2d, weight: torch.Tensor) ->
 
 
 def _standardized_convolution(module: Any, conversion: Conversion) -> nn.Module:
-    return StandardizedConv(module, max(module.kernel_size), conversion.init)
+    return StandardizedConv(module, conversion.taps(module.kernel_size), conversion.init)
 
 
 for _name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"):

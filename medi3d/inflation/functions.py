@@ -47,13 +47,11 @@ class Volumetric(TorchFunctionMode):
 
     Args:
         depth: the hidden axes of the network that runs.
-        active: ``False`` leaves every function to its slice.
     """
 
-    def __init__(self, depth: HiddenDepth, *, active: bool = True) -> None:
+    def __init__(self, depth: HiddenDepth) -> None:
         super().__init__()
         self.depth = depth
-        self.active = active
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -61,7 +59,7 @@ class Volumetric(TorchFunctionMode):
         """Call the volumetric form of ``func`` where it has one and gets a hidden tensor."""
         kwargs = kwargs or {}
         form = FUNCTIONS.get(func)
-        if form is None or not self.active or self.depth.within_slice:
+        if form is None or self.depth.within_slice:
             return func(*args, **kwargs)
         if func not in _TAKES_ANY and not (args and self.depth.is_hidden(args[0])):
             return func(*args, **kwargs)

@@ -54,8 +54,10 @@ class HiddenDepth:
     def __init__(self, init: str, depth_padding: str) -> None:
         self.init = init
         self.depth_padding = depth_padding
-        self.layers: list[DepthLayer] = []
-        """What the depth plan says of the next calls, innermost module only."""
+        self.last_pool: int | None = None
+        """Slices in a window of the global average pools; None is the whole depth."""
+        self.layers: list[list[DepthLayer]] = []
+        """What the depth plan says of the next calls of each running module that it plans."""
         self.slices = 0
         self.keys: int | None = None
         self.mixes = False
@@ -148,7 +150,14 @@ class HiddenDepth:
 
     def next_layer(self, default: DepthLayer) -> DepthLayer:
         """Return what the next layer does along depth: what the depth plan says, else ``default``."""
-        return self.layers.pop(0) if self.layers else default
+        return self.layers[-1].pop(0) if self.layers and self.layers[-1] else default
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """Return the average over depth of a hidden tensor, as global average pools take it."""
+        revealed = self.reveal(tensor, 0)
+        if self.last_pool is not None and revealed.shape[0] > self.last_pool:
+            revealed = revealed.unfold(0, self.last_pool, 1).mean(-1)
+        return revealed.mean(0)
 
     def refuse(self, reason: str) -> InflationError:
         """Return the error for what has no volumetric form."""

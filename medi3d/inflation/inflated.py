@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,17 @@ from medi3d.inflation.functions import Volumetric
 from medi3d.inflation.hidden import HiddenDepth, is_compiling
 
 
-def _channels_last_slices(gradient: Tensor) -> Tensor:
-    return channels_last(gradient)
+def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change every tensor of nested lists, tuples and mappings; anything else stays."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, Mapping):
+        return {key: map_tensors(value, change) for key, value in output.items()}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a namedtuple
+        return type(output)(*(map_tensors(value, change) for value in output))
+    if isinstance(output, (list, tuple)):
+        return type(output)(map_tensors(value, change) for value in output)
+    return output
 
 
 class Inflated(nn.Module):
@@ -61,34 +70,36 @@ class Inflated(nn.Module):
             raise InflationError(f"{self._find_culprit(error)} cannot run on a volume: {error}") from error
 
     def _run(self, volume: Tensor) -> Any:
+        if not self.mixes:
+            return self._run_slices(volume)
         with self.depth.entered():
             hidden = self.depth.hide(channels_last(volume), 2)
-            with Volumetric(self.depth, active=self.mixes):
+            with Volumetric(self.depth):
                 output = self.body(hidden)
-            if self.mixes and not self.depth.mixes:
+            if not self.depth.mixes:
                 raise InflationError(
                     f"cannot inflate {type(self.body).__name__}: nothing in it looks at neighbouring positions, so its "
                     'slices would never mix; plan="slicewise" runs it on each slice'
                 )
-            return self._reveal_outputs(output)
+            return map_tensors(output, self._reveal)
 
-    def _reveal_outputs(self, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return self._reveal_output(self.depth.settle(output))
-        if isinstance(output, Mapping):
-            return {key: self._reveal_outputs(value) for key, value in output.items()}
-        if isinstance(output, tuple) and hasattr(output, "_fields"):  # a namedtuple
-            return type(output)(*(self._reveal_outputs(value) for value in output))
-        if isinstance(output, (list, tuple)):
-            return type(output)(self._reveal_outputs(value) for value in output)
-        return output
+    def _run_slices(self, volume: Tensor) -> Any:
+        """Run the 2D network on all slices as one batch."""
+        slices = channels_last(volume).transpose(1, 2).flatten(0, 1)  # (B, C, D, H, W) → (B·D, C, H, W)
 
-    def _reveal_output(self, output: Tensor) -> Tensor:
+        def unfold(output: Tensor) -> Tensor:
+            stacked = output.view(*volume.shape[:3:2], *output.shape[1:])  # (B, D, …)
+            return stacked.transpose(1, 2) if output.ndim == 4 else stacked.mean(1)
+
+        return map_tensors(self.body(slices), unfold)
+
+    def _reveal(self, output: Tensor) -> Tensor:
+        output = self.depth.settle(output)
         if output.ndim == 4:
             volume = self.depth.reveal(output, 2)
             if volume.requires_grad and not is_compiling():
                 # Losses give channels-first gradients; batch norm's backward is 13 to 27 times slower on mixed layouts.
-                volume.register_hook(_channels_last_slices)  # type: ignore[no-untyped-call]
+                volume.register_hook(channels_last)  # type: ignore[no-untyped-call]
             return volume
         if output.ndim == 2:
             return self.depth.reveal(output, 0).mean(0)

@@ -87,6 +87,21 @@ def _same_margins(conv: Any, x: Tensor, axis: int) -> Margins:
     return window.margins(x.shape[2 + axis])
 
 
+class PlanLayers:
+    """Around a module: what the depth plan says of the layers that its own code calls."""
+
+    def __init__(self, depth: HiddenDepth, layers: list[DepthLayer]) -> None:
+        self.depth, self.layers = depth, layers
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the module."""
+        self.depth.layers.append(list(self.layers))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After it."""
+        self.depth.layers.pop()
+
+
 class ContractPositions:
     """Around linear attention: its products sum over positions, and so over the volume."""
 

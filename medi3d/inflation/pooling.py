@@ -97,7 +97,7 @@ def average_adaptively(depth: HiddenDepth, func: Function, input: Tensor, output
     if isinstance(output_size, (tuple, list)) and None in output_size:
         return func(input, output_size)
     depth.mixes = True
-    return func(depth.reveal(input, 2).mean(2), output_size)
+    return func(depth.average(input), output_size)
 
 
 @volumetric(F.adaptive_max_pool2d)
@@ -129,7 +129,7 @@ def average_positions(
     if not depth.is_hidden(output) or not _pools_positions(input, dims):
         return output
     depth.mixes = True
-    return depth.reveal(output, 0).mean(0)
+    return depth.average(output)
 
 
 @volumetric(torch.amax, torch.Tensor.amax)
