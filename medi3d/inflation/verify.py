@@ -23,9 +23,9 @@ MIXING_FLOOR = 1e-9
 DEEPEST_PATCH = 32
 """Slices in the deepest patch that a patch embedding cuts; two slices so far apart lie in different patches."""
 
-_BIAS = 0.5
-"""Where drawn biases lie: most units are then where ReLU is linear. Around 0 a deep network with batch norms is chaotic
-(Yang et al. 2019, arXiv:1902.08129), and float32 rounding alone grows to 1e-4 of the output of dla46x_c."""
+_BATCH_NORM_BIAS = 1.0
+"""Where biases of batch norms lie, so that most units are where ReLU is linear. Around 0 a deep network is chaotic (Yang
+et al. 2019, arXiv:1902.08129), and float32 rounding alone grows to 1e-4 of the output of inception_v4 or dla46x_c."""
 
 _LEAST_EFFECT = 1e-3
 """First differences below this part of the output count as this much, so that their rounding is no mixing."""
@@ -138,8 +138,8 @@ def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> 
 
     Args:
         model: any network; every parameter whose entries are all but equal is drawn afresh: gains in [0.5, 1.5], biases
-            and tables with a standard deviation of 0.1. Running means and variances become those of ``images``, the
-            means off by 0.1 standard deviations and the variances by up to a half.
+            and tables around 0, biases of batch norms around 1, with a standard deviation of 0.1. Running means and
+            variances become those of ``images``, the means off by 0.1 standard deviations, the variances by up to half.
         images: (B, C, H, W); with few of them, statistics fit no others.
         seed: of the draw.
 
@@ -158,10 +158,11 @@ def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> 
         norm.running_var.copy_(variance * (0.5 + torch.rand(mean.shape, generator=generator)))
 
     norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    biases = {id(getattr(norm, "bias", None)) for norm in norms}
     with torch.no_grad(), _evaluating(model):
         for name, parameter in model.named_parameters():
             if float(parameter.std(correction=0)) < 1e-3:
-                parameter.copy_(_draw(name, parameter, generator))
+                parameter.copy_(_draw(name, parameter, generator) + (id(parameter) in biases) * _BATCH_NORM_BIAS)
         hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
         model(images)
     for hook in hooks:
@@ -172,8 +173,7 @@ def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> 
 def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     if parameter.numel() == max(parameter.shape, default=1) and not name.endswith("bias"):  # a gain a channel
         return 0.5 + torch.rand(parameter.shape, generator=generator)
-    middle = _BIAS if name.endswith("bias") else 0.0
-    return middle + 0.1 * torch.randn(parameter.shape, generator=generator)
+    return 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def _intensities(generator: torch.Generator, *shape: int) -> Tensor:
