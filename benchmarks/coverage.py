@@ -138,6 +138,7 @@ def _candidates(name: str) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
         yield {"img_size": 64}, (64, 64)
     else:
         yield from (({}, size) for size in ((64, 96), (128, 160)))
+        yield {"output_stride": 8}, (64, 64)
     yield {}, full
 
 

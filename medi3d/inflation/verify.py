@@ -24,7 +24,7 @@ DEEPEST_PATCH = 32
 """Slices in the deepest patch that a patch embedding cuts; two slices so far apart lie in different patches."""
 
 _BATCH_NORM_BIAS = 1.0
-"""Where biases of batch norms lie, so that most units are where ReLU is linear. Around 0 a deep network is chaotic (Yang
+"""Where biases of batch norms lie: most units are then where ReLU is linear. Around 0 a deep network is chaotic (Yang
 et al. 2019, arXiv:1902.08129), and float32 rounding alone grows to 1e-4 of the output of inception_v4 or dla46x_c."""
 
 _LEAST_EFFECT = 1e-3
