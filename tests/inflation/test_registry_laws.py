@@ -18,7 +18,7 @@ from smallest_networks import SMALLEST
 from torch import nn
 
 from medi3d.inflation import PROFILES, inflate
-from medi3d.inflation.verify import TOLERANCE, measure_error, measure_mixing
+from medi3d.inflation.verify import MIXING_FLOOR, TOLERANCE, measure_error, measure_mixing
 
 
 def load_benchmark() -> ModuleType:
@@ -114,3 +114,11 @@ def test_kernels_mix_and_not_gates_alone(file: str) -> None:
     with torch.no_grad():
         first, second = deep(volume)[0], deep(swapped)[0]
     assert (first - second).abs().max() > 1e-6 * first.abs().max()
+
+
+@pytest.mark.parametrize("file", ["byobnet", "edgenext", "levit", "nfnet", "pit", "vision_transformer_relpos"])
+def test_the_measure_of_mixing_tells_a_network_that_answers_each_slice_by_itself(file: str) -> None:
+    flat, size = make_network(file)
+    slicewise = inflate(flat, plan="slicewise")
+    assert measure_error(flat, slicewise, shape=(7, *size)) <= TOLERANCE
+    assert max(measure_mixing(flat, slicewise, shape=(36, *size))) < MIXING_FLOOR / 100
