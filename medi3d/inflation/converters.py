@@ -19,6 +19,7 @@ from medi3d.inflation.hidden import HiddenDepth
 from medi3d.inflation.layers import (
     ContractPositions,
     MixNeighbours,
+    MultiheadAttention,
     SameConv,
     StandardizedConv,
     StayWithinSlice,
@@ -93,6 +94,13 @@ def _standardized_convolution(module: Any, conversion: Conversion) -> nn.Module:
 
 for _name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"):
     CONVERTERS.add(_name, _standardized_convolution)
+
+
+@CONVERTERS.register("MultiheadAttention")
+def _multihead_attention(module: nn.MultiheadAttention, conversion: Conversion) -> nn.Module:
+    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
+        raise Unsupported("keys of another width than queries, bias_k and add_zero_attn have no joint form here")
+    return MultiheadAttention(module)
 
 
 @CONVERTERS.register("BlurPool2d")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medi3d.errors import InflationError
 from medi3d.inflation.convolution import convolve_volume
 from medi3d.inflation.hidden import HiddenDepth
 from medi3d.inflation.pooling import pool_depth
@@ -85,6 +86,48 @@ class SameConv(nn.Module):
 def _same_margins(conv: Any, x: Tensor, axis: int) -> Margins:
     window = DepthLayer(conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis])
     return window.margins(x.shape[2 + axis])
+
+
+class MultiheadAttention(nn.Module):
+    """nn.MultiheadAttention in calls that have a volumetric form: PyTorch's own function hides what it calls.
+
+    Args:
+        attention: the 2D network's; its parameters keep their names.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.in_proj_weight, self.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out_proj = attention.out_proj
+        self.num_heads, self.dropout = attention.num_heads, float(attention.dropout)
+        self.batch_first = attention.batch_first
+        self.training = attention.training
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = True, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Attend from (B, N, C) to (B, M, C), or (N, B, C) without ``batch_first``.
+
+        Raises:
+            InflationError: the weights are asked for, or a mask that means what to leave out.
+        """
+        if need_weights:
+            raise InflationError(
+                "weights of joint attention (need_weights=True) are of all pairs of slices; ask for none"
+            )
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask  # here True means to leave out, there to attend
+        weights = self.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        inputs = [tensor if self.batch_first else tensor.transpose(0, 1) for tensor in (query, key, value)]
+        queries, keys, values = (
+            F.linear(tensor, weight, bias).view(*tensor.shape[:2], self.num_heads, -1).transpose(1, 2)
+            for tensor, weight, bias in zip(inputs, weights, biases, strict=True)
+        )  # (B, heads, N, d)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout).transpose(1, 2).flatten(-2)
+        output: Tensor = self.out_proj(attended)
+        return (output if self.batch_first else output.transpose(0, 1)), None
 
 
 class PlanLayers:
