@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, Medi3dError
 
 SliceSize: TypeAlias = tuple[int, int]
 """(H, W) of a slice in pixels."""
@@ -89,32 +89,40 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def run_on_meta(module: nn.Module, shape: Sequence[int]) -> Any:
-    """Run a module in evaluation mode on an input of ``shape`` for the shapes of its outputs alone.
+def run_for_shapes(module: nn.Module, shape: Sequence[int]) -> Any:
+    """Run a copy of a module in evaluation mode on an input of ``shape``; the values of what it gives mean nothing.
 
-    Nothing is computed, whatever the module's size, and the module stays as it is.
+    It runs on the meta device, where nothing is computed, unless the module needs values to find its way.
     """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    hollow = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    with evaluating(module), torch.no_grad():
-        return torch.func.functional_call(module, hollow, (torch.zeros(tuple(shape), device="meta"),))
+    if any(isinstance(part, nn.RNNBase) for part in module.modules()):  # meta walks them step by step: minutes
+        return _run_copy(module, shape, "cpu")
+    try:
+        return _run_copy(module, shape, "meta")
+    except (RuntimeError, NotImplementedError, Medi3dError) as error:
+        if "meta" not in str(error):
+            raise
+        # gemma4 reads positions out of a tensor.
+        return _run_copy(module, shape, "cpu")
+
+
+def _run_copy(module: nn.Module, shape: Sequence[int], device: str) -> Any:
+    tensors = [*module.parameters(), *module.buffers()]
+    # The copy's tensors are put in place of the module's own, so that nothing large is copied.
+    copied = copy.deepcopy(module, {id(tensor): _move(tensor, device) for tensor in tensors})
+    with torch.no_grad():
+        return copied.eval()(torch.zeros(tuple(shape), device=device))
+
+
+def _move(tensor: Tensor, device: str) -> Tensor:
+    if tensor.device.type == device:
+        return tensor.detach()
+    return torch.zeros_like(tensor, device=device, requires_grad=False)
 
 
 def try_run(module: nn.Module, shape: Sequence[int]) -> Any | None:
-    """Return what a network, of meta tensors or not, gives for an input of ``shape``; ``None`` if it refuses.
-
-    The outputs have the right shapes; their values mean nothing.
-    """
+    """Return what `run_for_shapes` gives, for a network of meta tensors or not; ``None`` if it refuses."""
     try:
-        if not any(isinstance(part, nn.RNNBase) for part in module.modules()):  # meta walks them step by step: minutes
-            try:
-                return run_on_meta(module, shape)
-            except (RuntimeError, NotImplementedError) as error:
-                if "meta" not in str(error):
-                    raise
-        # Networks that read positions out of a tensor (gemma4's) cannot run without values.
-        with torch.no_grad():
-            return copy.deepcopy(module).to_empty(device="cpu").eval()(torch.zeros(tuple(shape)))
+        return run_for_shapes(module, shape)
     except (AssertionError, RuntimeError, ValueError, NotImplementedError):
         return None
 

@@ -42,6 +42,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         input_scale=tuple(INPUT_SCALES[name] for name in config.normalizations),
         stages=config.model.stages,
         stem_stride=config.model.stem_stride,
+        image_size=config.train.patch_size[1:],
     )
     if config.kind == "classification":
         return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)

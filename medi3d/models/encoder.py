@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.inflation import PROFILES, Exactness, inflate, measure_exactness
-from medi3d.models.backbone import Backbone, SliceRule, SliceSize, is_pyramid, run_on_meta
+from medi3d.inflation import PROFILES, DepthPadding, DepthPlan, Exactness, inflate, measure_exactness
+from medi3d.models.backbone import Backbone, SliceRule, SliceSize, is_pyramid, run_for_shapes
 from medi3d.models.stem import InputScale, InputScaling, fit_input, set_stem_stride
 from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights, read_weights_file
 from medi3d.models.zoo import create_backbone
@@ -114,7 +113,8 @@ def create_encoder(
     stages: int | None = None,
     stem_stride: int | None = None,
     image_size: SliceSize | None = None,
-    depth_padding: Literal["replicate", "zeros"] = "replicate",
+    depth_padding: DepthPadding = "replicate",
+    plan: DepthPlan | str = "symmetric",
 ) -> Encoder:
     """Create a 3D encoder from a 2D backbone by inflation.
 
@@ -134,6 +134,8 @@ def create_encoder(
         image_size: (H, W) of the volumes, for backbones that are made for one size (many ViTs); ``None`` takes the size
             that their weights were trained at.
         depth_padding: how convolutions see past the first and last slice; ``"zeros"`` is not exact.
+        plan: what each stage does along depth: ``"symmetric"``, ``"i3d"``, ``"slicewise"``, or a
+            :class:`medi3d.inflation.DepthPlan`, such as ``anisotropic(spacing_mm)`` makes.
 
     Raises:
         ConfigError: unknown backbone or init, a stem whose stride cannot be changed, or a size that the backbone
@@ -149,23 +151,56 @@ def create_encoder(
     profile, checkpoint = _resolve_init(init)
     scales = (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale)
     backbone = _load_backbone(name, weights, stages=stages, image_size=image_size, pretrained=profile is not None)
+    encoder = inflate_backbone(
+        backbone,
+        name,
+        scales=scales,
+        profile=profile,
+        stem_stride=stem_stride,
+        depth_padding=depth_padding,
+        plan=plan,
+    )
+    if checkpoint is not None:
+        load_encoder_state(encoder, checkpoint)
+    return encoder
+
+
+def inflate_backbone(
+    backbone: Backbone,
+    name: str,
+    *,
+    scales: tuple[str, ...],
+    profile: str | None = "mean",
+    stem_stride: int | None = None,
+    depth_padding: DepthPadding = "replicate",
+    plan: DepthPlan | str = "symmetric",
+) -> Encoder:
+    """Make an encoder of a 2D backbone, whose stem is changed for it.
+
+    Args:
+        backbone: with the weights to inflate.
+        name: what messages call it.
+        scales: input scale of each channel of the volumes.
+        profile: depth profile of the kernels; ``None`` draws them at random.
+        stem_stride: as :func:`create_encoder` takes it.
+        depth_padding: likewise.
+        plan: likewise.
+    """
     divisor = set_stem_stride(backbone, name, stem_stride)
     scaling = fit_input(backbone, scales)
-    body = inflate(backbone.module, init=profile or "mean", depth_padding=depth_padding)
+    image = torch.zeros(1, scaling.out_channels, *backbone.input_size)
+    body = inflate(backbone.module, init=profile or "mean", depth_padding=depth_padding, plan=plan, image=image)
     if profile is None:
         _redraw_inflated(body, backbone.module)
-    encoder = Encoder(
+    return Encoder(
         scaling,
         body,
-        in_channels=in_channels,
+        in_channels=len(scales),
         channels=backbone.channels,
         strides=_find_strides(backbone, body, scaling.out_channels, divisor),
         slices=backbone.slices,
         is_resized=not is_pyramid(backbone.strides),
     )
-    if checkpoint is not None:
-        load_encoder_state(encoder, checkpoint)
-    return encoder
 
 
 def measure_inflation(encoder: Encoder, name: str, *, weights: PathLike | None = None) -> Exactness:
@@ -194,9 +229,11 @@ def _load_backbone(
 
 
 def _find_strides(backbone: Backbone, body: nn.Module, in_channels: int, divisor: int) -> tuple[IntTriple, ...]:
-    """Return the (D, H, W) strides of the encoder's maps; those along depth are seen in a run without values."""
+    """Return the (D, H, W) strides of the encoder's maps; those along depth are seen in a trial run."""
     depth = 4 * max(backbone.strides)
-    maps = run_on_meta(body, (1, in_channels, depth, *backbone.input_size))
+    step = backbone.slices.step or 1
+    plane = backbone.input_size if step == 1 else (-(-64 // step) * step,) * 2  # small: some networks are computed
+    maps = run_for_shapes(body, (1, in_channels, depth, *plane))
     own = [(round(depth / m.shape[2]), stride // divisor) for m, stride in zip(maps, backbone.strides, strict=True)]
     if is_pyramid(backbone.strides):
         return tuple((along, across, across) for along, across in own)

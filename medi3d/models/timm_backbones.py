@@ -93,20 +93,24 @@ def _plan(name: str, image_size: SliceSize | None) -> _Plan:
     with torch.device("meta"):
         network = timm.create_model(name)
     settings = _settings(type(network))
-    own_size = tuple(network.pretrained_cfg["input_size"][1:]) if network.pretrained_cfg.get("input_size") else None
-    size = image_size or own_size or (224, 224)
-    flexible = {key: value for key, value in _ANY_SIZE.items() if key in settings}
-    made_to_size = {**flexible, "img_size": size} if image_size and "img_size" in settings else None
-    for options in (flexible, made_to_size):
-        if options is None:
-            continue
-        module, options = _create_hollow(name, options)
-        if module is not None and (size == own_size or try_run(module, (1, 3, *size)) is not None):
-            return _describe(module, options, size)
-    raise ConfigError(
-        f"{name} takes no slices of {size[0]} × {size[1]} pixels"
-        + (f"; {own_size[0]} × {own_size[1]} fit it: set the patch size" if own_size else "")
-    )
+    options: dict[str, Any] = {key: value for key, value in _ANY_SIZE.items() if key in settings}
+    if image_size is None:
+        config = network.pretrained_cfg
+        return _describe(_create_hollow(name, options), options, tuple(config.get("input_size", (3, 224, 224))[1:]))
+    own = _plan(name, None)
+    if own.slices.allows(image_size):
+        return own
+    options["img_size"] = image_size
+    try:
+        module = _create_hollow(name, options) if "img_size" in settings else None
+    except _REFUSALS:
+        module = None
+    if module is None or try_run(module, (1, 3, *image_size)) is None:
+        raise ConfigError(
+            f"{name} cannot be made for slices of {image_size[0]} × {image_size[1]} pixels; it takes {own.slices}: set "
+            "the patch size"
+        )
+    return _describe(module, options, image_size)
 
 
 def _settings(network: type[nn.Module]) -> set[str]:
@@ -115,24 +119,20 @@ def _settings(network: type[nn.Module]) -> set[str]:
     return {name for init in inits for name in inspect.signature(init).parameters}
 
 
-def _create_hollow(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Create the feature extractor without values; ``None`` where timm cannot make it with these options."""
-    try:
-        with torch.device("meta"):
+def _create_hollow(name: str, options: dict[str, Any]) -> Any:
+    """Create the feature extractor without values, and add to ``options`` what it takes to give usable maps."""
+    with torch.device("meta"):
+        try:
             module = timm.create_model(name, features_only=True, **options)
-            if str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC"):
-                # timm's getter brings maps that are channels-last inside to (B, C, H, W).
-                options = {**options, "feature_cls": "getter"}
-                module = timm.create_model(name, features_only=True, **options)
-            blocks = range(len(module.feature_info.info))
-            if not is_pyramid(module.feature_info.reduction()):
-                indices = tuple(spread_evenly(len(blocks)))
-                module = timm.create_model(name, features_only=True, **options, out_indices=indices)
-    except _REFUSALS as error:
-        if "img_size" not in options:
-            raise ConfigError(f"{name} gives no stage features ({error}); choose another backbone") from error
-        return None, options
-    return module, options
+        except _REFUSALS as error:
+            raise ConfigError(f"{name} gives no stage features ({error}); choose another backbone") from None
+        if str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC"):
+            options["feature_cls"] = "getter"  # brings maps that are channels-last inside to (B, C, H, W)
+            module = timm.create_model(name, features_only=True, **options)
+        if not is_pyramid(module.feature_info.reduction()):
+            options["out_indices"] = tuple(spread_evenly(len(module.feature_info.info)))
+            module = timm.create_model(name, features_only=True, **options)
+    return module
 
 
 def _describe(module: Any, options: dict[str, Any], size: SliceSize) -> _Plan:

@@ -30,7 +30,7 @@ from medi3d.models.backbone import (
     StateDict,
     check_stages,
     find_size_step,
-    run_on_meta,
+    run_for_shapes,
     spread_evenly,
     try_run,
 )
@@ -69,10 +69,10 @@ def create_features(
     if pretrained and state is None:
         state = _load_pretrained(name)
     classes = None if state is None else _count_classes(name, state)
-    network = create_network(name, num_classes=classes, image_size=image_size)
+    network = create_network(name, num_classes=classes, image_size=plan.slices.size)
     if state is not None:
         try:
-            network.load_state_dict(dict(_fit_state(name, state, image_size)), strict=True)
+            network.load_state_dict(dict(_fit_state(name, state, plan.slices.size)), strict=True)
         except RuntimeError as error:
             raise WeightsError(
                 f"the weights do not fit torchvision/{name}: {' '.join(str(error).split())[:300]}"
@@ -98,13 +98,13 @@ def _count_classes(name: str, state: StateDict) -> int | None:
     return int(state[biases[-1]].shape[0]) if biases else None
 
 
-def _fit_state(name: str, state: StateDict, image_size: SliceSize | None) -> StateDict:
+def _fit_state(name: str, state: StateDict, size: SliceSize) -> StateDict:
     """Return the weights without those of auxiliary heads, a ViT's position table resampled to the size."""
     kept = {key: tensor for key, tensor in state.items() if not key.startswith(_AUXILIARY)}
-    if not name.startswith("vit_") or image_size is None:
+    if not name.startswith("vit_"):
         return kept
     patch = kept["conv_proj.weight"].shape[-1]
-    fitted: StateDict = interpolate_embeddings(image_size[0], patch, dict(kept))
+    fitted: StateDict = interpolate_embeddings(size[0], patch, dict(kept))
     return fitted
 
 
@@ -172,24 +172,30 @@ class _Plan:
 
 @functools.cache
 def _plan(name: str, image_size: SliceSize | None) -> _Plan:
-    size = image_size or _own_size(name)
+    if image_size is None:
+        return _describe(name, _own_size(name))
+    own = _plan(name, None)
+    if own.slices.allows(image_size):
+        return own
     try:
-        small, cuts = _observe(name, size)
+        return _describe(name, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:
-        fitting = _own_size(name)
+        reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"torchvision/{name} takes no slices of {size[0]} × {size[1]} pixels ({error}); "
-            f"{fitting[0]} × {fitting[1]} fit it: set the patch size"
+            f"torchvision/{name} cannot be made for slices of {image_size[0]} × {image_size[1]} pixels ({reason}); it "
+            f"takes {own.slices}: set the patch size"
         ) from None
+
+
+def _describe(name: str, size: SliceSize) -> _Plan:
+    small, cuts = _observe(name, size)
     grown = (size[0] + _SIZE_PROBE, size[1] + _SIZE_PROBE)
     large, _ = _observe(name, grown)
     found = [_tap(node, small[node], large[node], size, grown) for node in cuts]
     taps = _choose([tap for tap in found if tap is not None])
     network = _hollow_network(name, size)
-    coarsest = max(tap.stride for tap in taps)
-    step = find_size_step(
-        lambda near: try_run(network, (1, 3, *near)) is not None, size, sorted({1, coarsest, 2 * coarsest, *size})
-    )
+    steps = sorted({1, max(tap.stride for tap in taps), *size})
+    step = find_size_step(lambda near: try_run(network, (1, 3, *near)) is not None, size, steps)
     return _Plan(taps, SliceRule(size, step))
 
 
@@ -204,7 +210,7 @@ def _observe(name: str, size: SliceSize) -> tuple[dict[str, torch.Size], list[st
     network = _hollow_network(name, size)
     names = [node for node in get_graph_node_names(network)[1] if node.split(".")[0] not in _HEADS]
     extractor = create_feature_extractor(network, return_nodes={node: node for node in names[1:]}).eval()
-    values = run_on_meta(extractor, (1, 3, *size))
+    values = run_for_shapes(extractor, (1, 3, *size))
     shapes = {node: value.shape for node, value in values.items() if isinstance(value, Tensor)}
     output = next(node for node in extractor.graph.nodes if node.op == "output")
     named = {node: name for name, node in output.args[0].items() if name in shapes}

@@ -67,10 +67,15 @@ class UNet(nn.Module):
         current = features[-1]
         for level, block in self.blocks.items():
             skip = skips.get(level)
-            size = skip.shape[2:] if skip is not None else torch.Size(-(-n // int(level)) for n in x.shape[2:])
+            size = skip.shape[2:] if skip is not None else _size_at(int(level), x, current)
             current = block(current, skip, size)
         logits: Tensor = self.head(current)
         return logits
+
+
+def _size_at(level: int, volume: Tensor, coarser: Tensor) -> torch.Size:
+    """Return the size of a level without a skip; an axis that the coarser map kept finer stays so."""
+    return torch.Size(max(-(-n // level), own) for n, own in zip(volume.shape[2:], coarser.shape[2:], strict=True))
 
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Module:
