@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from medi3d.models.inspection import Inspection, Stage
 
 
 def models(pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'resnet*'.")] = "*") -> None:
@@ -22,26 +27,72 @@ def models(pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '
 
 def inspect(
     name: Annotated[str, typer.Argument(help="Backbone, as `medi3d models` lists it.")],
-    init: Annotated[str, typer.Option(help="How its weights are inflated, or random.")] = "imagenet-inflated",
+    init: Annotated[
+        str, typer.Option(help="How its weights are inflated: mean, center, overshoot (or imagenet-…), or random.")
+    ] = "imagenet-inflated",
     weights: Annotated[Path | None, typer.Option(help="File with the backbone's 2D weights.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Inflate random 2D weights, where no pretrained ones can be had.")
+    ] = False,
     in_channels: Annotated[int, typer.Option(help="Channels of the volumes.")] = 1,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG file for the first layer's filters [NAME-INIT-filters.png].")
+    ] = None,
 ) -> None:
-    """Show a backbone's stages in 3D and how exact its inflation is, measured here and now."""
-    from medi3d.models.encoder import INITS, create_encoder, measure_inflation
+    """Show what a backbone becomes in 3D: stages, parameters, exactness measured here and now, first filters."""
+    from medi3d.errors import ConfigError, WeightsError
+    from medi3d.models.encoder import INITS
+    from medi3d.models.inspection import inspect_encoder
+    from medi3d.report import draw_filters
 
-    encoder = create_encoder(name, in_channels=in_channels, init=init, weights=weights)
-    table = Table("stage", "channels", "stride (D, H, W)")
-    for number, (channels, stride) in enumerate(zip(encoder.channels, encoder.strides, strict=True)):
-        table.add_row(str(number), str(channels), " × ".join(map(str, stride)))
-    console = Console()
-    console.print(table)
-    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-    console.print(f"{name}, {init}: {millions:.2f} million parameters", highlight=False)
-    if INITS.get(init) is None:
-        return
-    measured = measure_inflation(encoder, name, weights=weights)
+    if random_weights and weights is not None:
+        raise ConfigError("--random-weights and --weights exclude each other: name one source of 2D weights")
+    short_names = {profile: full for full, profile in INITS.items() if profile is not None}
+    init = short_names.get(init, init)
+    try:
+        found = inspect_encoder(
+            name, init=init, in_channels=in_channels, weights=weights, random_weights=random_weights
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{error}; --random-weights shows the architecture without them") from None
+    console = Console(highlight=False)
+    console.print(_tabulate(found.stages))
+    source = f"{init} of random 2D weights" if random_weights else init
+    for line in (f"{name}, {source}, input channels: {in_channels}", *_describe(found)):
+        console.print(line, soft_wrap=True, markup=False)
+    path = figure or Path(f"{name.replace('/', '-')}-{Path(init).stem}-filters.png")
     console.print(
-        f"on equal slices it differs from the 2D network by {measured.relative_error:.1e} of its largest output"
+        f"first filters: {draw_filters(found.filters.numpy(), path, title=f'{name}, {init}')}", soft_wrap=True
     )
-    mixing = f"{measured.mixing:.1e}" if measured.mixes else "nothing (these kernels start within their slice)"
-    console.print(f"two neighbouring slices together add {mixing} to what each adds alone")
+
+
+def _tabulate(stages: tuple[Stage, ...]) -> Table:
+    table = Table("stage", "channels", "stride (D, H, W)", "parameters", "depth receptive field")
+    for number, stage in enumerate(stages):
+        stride = " × ".join(map(str, stage.stride))
+        table.add_row(str(number), str(stage.channels), stride, _count(stage.parameters), str(stage.depth_field))
+    return table
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.1f} k"
+
+
+def _describe(found: Inspection) -> Iterator[str]:
+    from medi3d.inflation.parameters import count_fates, name_modules
+
+    total = sum(stage.parameters for stage in found.stages)
+    yield f"{total / 1e6:.2f} million parameters"
+    if found.exactness is None:
+        yield "its kernels were not inflated from a 2D network, so there is nothing to compare them with"
+        return
+    measured = found.exactness
+    verdict = "exact" if measured.is_exact else "not exact (1e-4 is allowed)"
+    yield f"equal slices: {verdict}; off the 2D network by {measured.relative_error:.1e} of its largest output"
+    mixing = f"{measured.mixing:.1e}" if measured.mixes else "nothing (its kernels start within their slice)"
+    yield f"depth mixing: two slices together add {mixing} to what each adds alone"
+    counts = count_fates(found.fates)
+    yield "tensors: " + ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
+    for fate in ("adapted", "dropped", "added"):
+        if counts[fate]:
+            yield f"{fate}: {name_modules(found.fates, fate)}"

@@ -17,6 +17,8 @@ Fate: TypeAlias = Literal["inflated", "copied", "adapted", "dropped", "added"]
 FATES: tuple[Fate, ...] = get_args(Fate)
 Shape: TypeAlias = tuple[int, ...]
 
+_LONG_LIST = 8
+
 
 @dataclass(frozen=True)
 class ParameterFate:
@@ -38,10 +40,7 @@ class ParameterFate:
 
 
 def compare_parameters(source: Mapping[str, Tensor], inflated: Mapping[str, Tensor]) -> list[ParameterFate]:
-    """Say of each tensor of a 2D network what became of it in 3D.
-
-    Names are compared below the prefix that the 3D network puts before them (``body.``), and with ``.`` and ``_``
-    taken as one, because timm's feature extractors write ``stages.0`` as ``stages_0``.
+    """Say of each tensor of a 2D network what became of it in 3D; names are matched as by `match_names`.
 
     Args:
         source: state dict of the 2D network, the whole classifier if its head should be accounted for.
@@ -58,19 +57,35 @@ def compare_parameters(source: Mapping[str, Tensor], inflated: Mapping[str, Tens
         >>> [f"{p.name} {p.fate}" for p in compare_parameters(source, inflate(net).state_dict())][:2]
         ['0.weight inflated', '0.bias copied']
     """
+    names = match_names(source, inflated)
+    matched = set(names.values())
     prefix = _find_prefix(source, inflated)
-    names = {_flatten(name.removeprefix(prefix)): name for name in inflated if name.startswith(prefix)}
     fates = []
     for name, tensor in source.items():
-        counterpart = names.pop(_flatten(name), None)
-        found = None if counterpart is None else inflated[counterpart]
-        fates.append(ParameterFate(name, _judge(tensor, found), *_shapes(tensor, found)))
-    accounted = {_flatten(name) for name in source}
-    for name, tensor in inflated.items():
-        own = name.removeprefix(prefix)
-        if not (name.startswith(prefix) and _flatten(own) in accounted):
-            fates.append(ParameterFate(own, "added", *_shapes(None, tensor)))
+        found = inflated[names[name]] if name in names else None
+        shape = None if found is None else tuple(found.shape)
+        fates.append(ParameterFate(name, _judge(tensor, found), tuple(tensor.shape), shape))
+    for name in (name for name in inflated if name not in matched):
+        fates.append(ParameterFate(name.removeprefix(prefix), "added", None, tuple(inflated[name].shape)))
     return fates
+
+
+def match_names(source: Iterable[str], other: Iterable[str]) -> dict[str, str]:
+    """Find the names of one network's tensors among another's, which may wrap it.
+
+    They are compared below the prefix that the wrapper puts before them (``body.``), and with ``.`` and ``_`` taken as
+    one, because timm's feature extractors write ``stages.0`` as ``stages_0``.
+
+    Returns:
+        Name in ``source`` → name in ``other``, where there is one.
+
+    Example:
+        >>> match_names(["stages.0.weight", "head.bias"], ["body.stages_0.weight", "body.extra"])
+        {'stages.0.weight': 'body.stages_0.weight'}
+    """
+    prefix = _find_prefix(source, other)
+    names = {_flatten(name.removeprefix(prefix)): name for name in other if name.startswith(prefix)}
+    return {name: names[_flatten(name)] for name in source if _flatten(name) in names}
 
 
 def count_fates(fates: Iterable[ParameterFate]) -> dict[Fate, int]:
@@ -82,9 +97,13 @@ def count_fates(fates: Iterable[ParameterFate]) -> dict[Fate, int]:
 def name_modules(fates: Iterable[ParameterFate], fate: Fate) -> str:
     """Name the modules whose tensors met a fate, with their number: ``"blocks.6 (36), classifier (2)"``.
 
-    Tensors are counted by the first two parts of their names where the second is a number, else by the first.
+    Tensors are counted by the first two parts of their names where the second is a number, else, and where that would
+    be a long list, by the first.
     """
-    counts = Counter(_module_of(parameter.name) for parameter in fates if parameter.fate == fate)
+    names = [parameter.name for parameter in fates if parameter.fate == fate]
+    counts = Counter(_module_of(name) for name in names)
+    if len(counts) > _LONG_LIST:
+        counts = Counter(name.partition(".")[0] for name in names)
     return ", ".join(f"{module} ({count})" for module, count in counts.items())
 
 
@@ -97,11 +116,11 @@ def _flatten(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _find_prefix(source: Iterable[str], inflated: Iterable[str]) -> str:
-    """Return the prefix below which most names of the 3D network are names of the 2D one."""
+def _find_prefix(source: Iterable[str], other: Iterable[str]) -> str:
+    """Return the prefix below which most names of the other network are names of the first."""
     known = {_flatten(name) for name in source}
     counts: Counter[str] = Counter()
-    for name in inflated:
+    for name in other:
         parts = name.split(".")
         for cut in range(len(parts)):
             if _flatten(".".join(parts[cut:])) in known:
@@ -118,7 +137,3 @@ def _judge(tensor: Tensor, found: Tensor | None) -> Fate:
         error = (found.detach().double().sum(2).cpu() - tensor.cpu()).abs().max()
         return "inflated" if error <= 1e-4 * tensor.abs().max() else "adapted"
     return "adapted"
-
-
-def _shapes(tensor: Tensor | None, found: Tensor | None) -> tuple[Shape | None, Shape | None]:
-    return (None if tensor is None else tuple(tensor.shape)), (None if found is None else tuple(found.shape))

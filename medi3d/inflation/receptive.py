@@ -6,6 +6,7 @@ A gradient of NaN is sent back from the middle slice of an output. NaN survives 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,14 @@ class DepthField:
         first: the first of them.
         last: the last of them.
         depth: slices of the volume that was tried.
+        is_whole: whether the output's first slice depends on the input's last one, as with attention and
+            squeeze-excitation: the field is the whole volume, or at least twice the depth that was tried.
     """
 
     first: int
     last: int
     depth: int
+    is_whole: bool = False
 
     @property
     def slices(self) -> int:
@@ -41,15 +45,10 @@ class DepthField:
         """Whether the field ends within the volume that was tried, so that ``slices`` is its whole size."""
         return self.first > 0 and self.last < self.depth - 1
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every slice counts, as with attention and squeeze-excitation: the field is ``depth`` at least."""
-        return self.slices == self.depth
-
     def __str__(self) -> str:
         if self.is_whole:
-            return f"whole (≥ {self.depth})"
-        return str(self.slices) if self.is_inside else f"≥ {self.slices}"
+            return "whole volume"
+        return f"{self.slices} slices" if self.is_inside else f"≥ {self.slices} slices"
 
 
 def measure_depth_fields(
@@ -77,13 +76,22 @@ def measure_depth_fields(
     try:
         fields: list[DepthField] = []
         for depth in DEPTHS:
-            if fields and (all(f.is_inside for f in fields) or depth * plane[0] * plane[1] > max_voxels):
+            if fields and (_is_settled(fields) or depth * plane[0] * plane[1] > max_voxels):
                 break
             fields = _measure(model, (1, in_channels, depth, *plane), fields)
         return fields
     finally:
         for module, mode in was_training.items():
             module.training = mode
+
+
+def _is_settled(fields: list[DepthField]) -> bool:
+    """Whether deeper volumes would show nothing new.
+
+    Stages after one that sees the whole volume see it too, and the first stage of a local network sees less than twice
+    the least depth. Attention over deeper volumes than needed would cost much memory.
+    """
+    return all(field.is_inside for field in fields) or (len(fields) > 1 and fields[0].is_whole)
 
 
 def _measure(model: nn.Module, shape: tuple[int, ...], known: list[DepthField]) -> list[DepthField]:
@@ -94,12 +102,21 @@ def _measure(model: nn.Module, shape: tuple[int, ...], known: list[DepthField]) 
         if known and known[number].is_inside:
             fields.append(known[number])
             continue
-        seed = torch.zeros_like(output)
-        (seed[:, :, output.shape[2] // 2] if output.ndim == 5 else seed).fill_(torch.nan)
-        (gradient,) = torch.autograd.grad(output, volume, seed, retain_graph=True)
-        reached = gradient.isnan().any(dim=(0, 1, 3, 4)).nonzero().flatten()
-        fields.append(DepthField(int(reached[0]), int(reached[-1]), shape[2]))
+        middle = _find_reached(output, volume, output.shape[2] // 2 if output.ndim == 5 else 0)
+        field = DepthField(int(middle[0]), int(middle[-1]), shape[2])
+        if not field.is_inside:
+            ends = _find_reached(output, volume, 0)
+            field = dataclasses.replace(field, is_whole=int(ends[-1]) == shape[2] - 1)
+        fields.append(field)
     return fields
+
+
+def _find_reached(output: Tensor, volume: Tensor, depth: int) -> Tensor:
+    """Return the slices of a volume that an output depends on at one depth; (B, K) outputs have no depth."""
+    seed = torch.zeros_like(output)
+    (seed[:, :, depth] if output.ndim == 5 else seed).fill_(torch.nan)
+    (gradient,) = torch.autograd.grad(output, volume, seed, retain_graph=True)
+    return gradient.isnan().any(dim=(0, 1, 3, 4)).nonzero().flatten()
 
 
 def iterate_tensors(output: Any) -> Iterator[Tensor]:

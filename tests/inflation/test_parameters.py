@@ -43,6 +43,9 @@ def test_what_was_adapted_dropped_and_added_is_named() -> None:
     assert name_modules(found, "dropped") == "head (2), blocks.6 (1)"
     assert name_modules(found, "added") == "mixer (1), pyramid (1)"
     assert name_modules(found, "inflated") == ""
+    many = [ParameterFate(f"blocks.{n}.gain", "added", None, (1,)) for n in range(9)]
+    assert name_modules(many[:3], "added") == "blocks.0 (1), blocks.1 (1), blocks.2 (1)"
+    assert name_modules(many, "added") == "blocks (9)"
     dropped = next(p for p in found if p.fate == "dropped")
     assert dropped == ParameterFate("head.weight", "dropped", (2, 4), None)
     assert ParameterFate("pyramid.weight", "added", None, (1,)) in found

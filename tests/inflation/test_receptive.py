@@ -60,15 +60,24 @@ def test_pools_and_the_middle_of_what_was_tried() -> None:
     found = measure_depth_fields(inflate(net), in_channels=2, plane=(12, 10))
     assert [field.slices for field in found] == expected_fields([(3, 1, 1), (3, 2, 1), (3, 1, 1), (1, 1, 1)])
     assert found[0] == DepthField(first=31, last=33, depth=64)
-    assert str(found[0]) == "3"
+    assert str(found[0]) == "3 slices"
 
 
 def test_what_spans_the_volume_is_told_from_what_ends_beyond_it() -> None:
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     (field,) = measure_depth_fields(inflate(whole), plane=(8, 8), max_voxels=8 * 8 * 256)
-    assert (field.slices, field.is_whole, field.is_inside, str(field)) == (256, True, False, "whole (≥ 256)")
-    assert str(DepthField(first=0, last=60, depth=64)) == "≥ 61"
+    assert (field.slices, field.is_whole, field.is_inside, str(field)) == (256, True, False, "whole volume")
+    local = inflate(nn.Sequential(*(nn.Conv2d(1, 1, 31, padding=15) for _ in range(10))))
+    (field,) = measure_depth_fields(local, plane=(4, 4), max_voxels=4 * 4 * 256)
+    assert (field.slices, field.is_whole, field.is_inside, str(field)) == (256, False, False, "≥ 256 slices")
+
+
+def test_no_deeper_volume_is_tried_where_the_first_stage_sees_all() -> None:
+    stages = Stages(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1))
+    stages[0].register_forward_hook(lambda layer, args, output: output * output.mean((2, 3), keepdim=True).sigmoid())
+    found = measure_depth_fields(inflate(stages), plane=(6, 6))
+    assert [(field.is_whole, field.depth) for field in found] == [(True, 64), (True, 64)]
 
 
 def test_deeper_volumes_are_tried_where_the_field_does_not_end() -> None:
