@@ -23,9 +23,10 @@ MIXING_FLOOR = 1e-9
 DEEPEST_PATCH = 32
 """Slices in the deepest patch that a patch embedding cuts; two slices so far apart lie in different patches."""
 
-_BATCH_NORM_BIAS = 1.0
-"""Where biases of batch norms lie: most units are then where ReLU is linear. Around 0 a deep network is chaotic (Yang
-et al. 2019, arXiv:1902.08129), and float32 rounding alone grows to 1e-4 of the output of inception_v4 or dla46x_c."""
+_BATCH_NORM_BIAS, _LEAST_VARIANCE = 1.0, 0.3
+"""Biases of batch norms, so that most units are where ReLU is linear, and the part of their mean input power that
+`randomize_statistics` adds to running variances. With less of either, deep networks are chaotic (Yang et al. 2019,
+arXiv:1902.08129): with 0 and 0, rounding grows to 7e-1 of the output of halonet_h1; with more, a signal fades."""
 
 _LEAST_EFFECT = 1e-3
 """First differences below this part of the output count as this much, so that their rounding is no mixing."""
@@ -139,7 +140,7 @@ def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> 
     Args:
         model: any network; every parameter whose entries are all but equal is drawn afresh: gains in [0.5, 1.5], biases
             and tables around 0, biases of batch norms around 1, with a standard deviation of 0.1. Running means and
-            variances become those of ``images``, the means off by 0.1 standard deviations, the variances by up to half.
+            variances become those of ``images``, the means off by 0.1 standard deviations, the variances larger.
         images: (B, C, H, W); with few of them, statistics fit no others.
         seed: of the draw.
 
@@ -153,7 +154,8 @@ def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> 
 
     def fit(norm: Any, args: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(args[0].transpose(0, 1).flatten(1), 1, correction=0)
-        variance = variance + 0.01 * variance.mean()  # a channel that is constant on these images need not be on others
+        # A small variation on a large mean, scaled up to one, is rounding scaled up too.
+        variance = variance + _LEAST_VARIANCE * (variance + mean.square()).mean()
         norm.running_mean.copy_(mean + 0.1 * variance.sqrt() * torch.randn(mean.shape, generator=generator))
         norm.running_var.copy_(variance * (0.5 + torch.rand(mean.shape, generator=generator)))
 
