@@ -5,6 +5,8 @@ The first convolution sees what it was trained on: pixels normalised by the back
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 from pathlib import Path
 
@@ -13,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.inflation import PROFILES, DepthPadding, DepthPlan, Exactness, inflate, measure_exactness
+from medi3d.inflation import PROFILES, DepthPadding, DepthPlan, inflate
+from medi3d.inflation.parameters import compare_parameters, name_modules
 from medi3d.models.backbone import Backbone, SliceRule, SliceSize, is_pyramid, run_for_shapes
 from medi3d.models.stem import InputScale, InputScaling, fit_input, set_stem_stride
 from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights, read_weights_file
-from medi3d.models.zoo import create_backbone
+from medi3d.models.zoo import create_backbone, create_network
 from medi3d.registry import unknown_name_message
 from medi3d.types import IntTriple, PathLike
+
+logger = logging.getLogger(__name__)
 
 INITS: dict[str, str | None] = {
     "imagenet-inflated": "mean",
@@ -162,6 +167,8 @@ def create_encoder(
     )
     if checkpoint is not None:
         load_encoder_state(encoder, checkpoint)
+    elif profile is not None:
+        _log_dropped(name, encoder.body)
     return encoder
 
 
@@ -203,20 +210,13 @@ def inflate_backbone(
     )
 
 
-def measure_inflation(encoder: Encoder, name: str, *, weights: PathLike | None = None) -> Exactness:
-    """Measure how exactly an encoder answers as its 2D backbone, and whether it mixes depth.
-
-    Args:
-        encoder: as :func:`create_encoder` made it from the ImageNet weights, with one input scale for all channels.
-        name: its backbone.
-        weights: the file that its weights came from, if one was named.
-    """
-    image_size = encoder.slices.size
-    backbone = _load_backbone(name, weights, stages=len(encoder.channels), image_size=image_size, pretrained=True)
-    scaling = fit_input(backbone, ("unit",) * encoder.in_channels)
-    depth = 2 * max(18, *backbone.strides)
-    plane = (64, 48) if backbone.takes((64, 48)) else backbone.input_size
-    return measure_exactness(backbone.module, encoder.body, in_channels=scaling.out_channels, shape=(depth, *plane))
+def _log_dropped(name: str, features: nn.Module) -> None:
+    """Say which pretrained tensors the encoder has no use for, as a classifier's head."""
+    if logger.isEnabledFor(logging.INFO):  # the whole network is made to know its tensors
+        fates = compare_parameters(create_network(name).state_dict(), features.state_dict())
+        dropped = name_modules(fates, "dropped")
+        if dropped:
+            logger.info("%s: the encoder has no use for the tensors of %s", name, dropped)
 
 
 def _load_backbone(
@@ -237,10 +237,10 @@ def _find_strides(backbone: Backbone, body: nn.Module, in_channels: int, divisor
     own = [(round(depth / m.shape[2]), stride // divisor) for m, stride in zip(maps, backbone.strides, strict=True)]
     if is_pyramid(backbone.strides):
         return tuple((along, across, across) for along, across in own)
-    # A depth that the plan keeps whole stays whole.
+    # How much finer depth is than the plane stays, to a power of two; a depth that is kept whole stays whole.
+    finer = [max(0, round(math.log2(across / along))) if along > 1 else 5 for along, across in own]
     return tuple(
-        (max(1, round(along * target / across)) if along > 1 else 1, target, target)
-        for (along, across), target in zip(own, PYRAMID_STRIDES, strict=False)
+        (max(1, target >> power), target, target) for power, target in zip(finer, PYRAMID_STRIDES, strict=False)
     )
 
 

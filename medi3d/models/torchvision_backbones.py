@@ -257,6 +257,9 @@ def _choose(taps: Sequence[_Tap]) -> tuple[_Tap, ...]:
 
 def _extract(network: nn.Module, taps: Sequence[_Tap]) -> nn.Module:
     """Return the network up to its last tap, giving a list of maps (B, C, H, W)."""
-    extractor = create_feature_extractor(network, return_nodes={tap.node: str(n) for n, tap in enumerate(taps)})
-    layouts = [tap.layout for tap in taps]
-    return ChannelsFirst(extractor, layouts, prefix=taps[0].prefix, stride=taps[0].stride)
+    nodes = {tap.node: str(n) for n, tap in enumerate(taps)}
+    extractor = create_feature_extractor(network, return_nodes=nodes).eval()
+    # torchvision's extractor swaps a graph for training and one for evaluation, and its copies are in training mode
+    # whatever the original was in. Here the layers themselves know their mode, so that one graph serves both.
+    module = fx.GraphModule(extractor, extractor.graph).train(network.training)
+    return ChannelsFirst(module, [tap.layout for tap in taps], prefix=taps[0].prefix, stride=taps[0].stride)
