@@ -35,6 +35,7 @@ def inspect(
         bool, typer.Option("--random-weights", help="Inflate random 2D weights, where no pretrained ones can be had.")
     ] = False,
     in_channels: Annotated[int, typer.Option(help="Channels of the volumes.")] = 1,
+    plan: Annotated[str, typer.Option(help="What stages do along depth: symmetric, i3d or slicewise.")] = "symmetric",
     figure: Annotated[
         Path | None, typer.Option(help="PNG file for the first layer's filters [NAME-INIT-filters.png].")
     ] = None,
@@ -51,14 +52,19 @@ def inspect(
     init = short_names.get(init, init)
     try:
         found = inspect_encoder(
-            name, init=init, in_channels=in_channels, weights=weights, random_weights=random_weights
+            name,
+            init=init,
+            in_channels=in_channels,
+            weights=weights,
+            random_weights=random_weights,
+            plan=plan,
         )
     except WeightsError as error:
         raise WeightsError(f"{error}; --random-weights shows the architecture without them") from None
     console = Console(highlight=False)
     console.print(_tabulate(found.stages))
     source = f"{init} of random 2D weights" if random_weights else init
-    for line in (f"{name}, {source}, input channels: {in_channels}", *_describe(found)):
+    for line in (f"{name}, {source}, plan {plan}, input channels: {in_channels}", *_describe(found)):
         console.print(line, soft_wrap=True, markup=False)
     path = figure or Path(f"{name.replace('/', '-')}-{Path(init).stem}-filters.png")
     console.print(
@@ -89,7 +95,7 @@ def _describe(found: Inspection) -> Iterator[str]:
     measured = found.exactness
     verdict = "exact" if measured.is_exact else "not exact (1e-4 is allowed)"
     yield f"equal slices: {verdict}; off the 2D network by {measured.relative_error:.1e} of its largest output"
-    mixing = f"{measured.mixing:.1e}" if measured.mixes else "nothing (its kernels start within their slice)"
+    mixing = f"{measured.mixing:.1e}" if measured.mixes else "nothing (slices do not meet in these kernels)"
     yield f"depth mixing: two slices together add {mixing} to what each adds alone"
     counts = count_fates(found.fates)
     yield "tensors: " + ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medi3d.inflation import Exactness, measure_exactness
+from medi3d.inflation import DepthPlan, Exactness, measure_exactness
 from medi3d.inflation.parameters import ParameterFate, compare_parameters, match_names
 from medi3d.inflation.receptive import DepthField, measure_depth_fields
 from medi3d.inflation.verify import randomize_statistics
@@ -61,6 +61,7 @@ def inspect_encoder(
     in_channels: int = 1,
     weights: PathLike | None = None,
     random_weights: bool = False,
+    plan: DepthPlan | str = "symmetric",
 ) -> Inspection:
     """Create an encoder and measure what it is.
 
@@ -71,9 +72,10 @@ def inspect_encoder(
         weights: a file with the backbone's 2D weights.
         random_weights: inflate random 2D weights in place of pretrained ones, so that any architecture can be
             inspected offline.
+        plan: as `create_encoder` takes it.
 
     Raises:
-        ConfigError: unknown backbone or init.
+        ConfigError: unknown backbone, init or plan.
         InflationError: the backbone has no exact 3D form.
         WeightsError: pretrained weights that cannot be had.
 
@@ -84,13 +86,13 @@ def inspect_encoder(
     """
     profile = INITS.get(init)
     if profile is None:  # random, or a checkpoint: no 2D network to compare with
-        encoder = create_encoder(name, init=init, in_channels=in_channels).eval()
+        encoder = create_encoder(name, init=init, in_channels=in_channels, plan=plan).eval()
         stages = _measure_stages(encoder, _find_plane(create_backbone(name)))
         return Inspection(tuple(stages), None, (), _find_filters(encoder))
     backbone = _load_backbone(name, weights, random_weights=random_weights)
     plane = _find_plane(backbone)
     source = {key: tensor.clone() for key, tensor in backbone.module.state_dict().items()}
-    encoder = inflate_backbone(backbone, name, scales=("unit",) * in_channels, profile=profile).eval()
+    encoder = inflate_backbone(backbone, name, scales=("unit",) * in_channels, profile=profile, plan=plan).eval()
     fates = _trace_parameters(create_network(name), source, encoder.body)
     return Inspection(
         stages=tuple(_measure_stages(encoder, plane)),

@@ -50,7 +50,7 @@ def test_random_weights_are_said_to_be_random_and_every_parameter_belongs_to_a_s
     figure = tmp_path / "new" / "stem.png"
     result = run("resnet10t", "--init", "imagenet-center", "--random-weights", "--in-channels", 3, "--figure", figure)
     assert result.exit_code == 0, result.output
-    assert "resnet10t, imagenet-center of random 2D weights, input channels: 3" in result.output
+    assert "resnet10t, imagenet-center of random 2D weights, plan symmetric, input channels: 3" in result.output
     assert "equal slices: exact" in result.output
     assert "two slices together add nothing" in result.output
     assert "dropped: fc (2)" in result.output
@@ -87,6 +87,17 @@ def test_kernels_drawn_in_3d_have_no_2d_network_to_be_compared_with(tmp_path: Pa
     assert (tmp_path / "lcnet_035-random-filters.png").is_file()
 
 
+def test_a_plan_shows_in_strides_and_fields() -> None:
+    found = inspect_encoder("resnet10t", random_weights=True, plan="slicewise")
+    assert {stage.depth_field.slices for stage in found.stages} == {1}
+    assert not any(stage.depth_field.is_whole for stage in found.stages)
+    assert {stage.stride[0] for stage in found.stages} == {1}
+    result = run("resnet10t", "--random-weights", "--plan", "i3d")
+    assert "plan i3d" in result.output
+    assert "2 × 2 × 2" in result.output
+    assert "2 × 4 × 4" in result.output
+
+
 def test_weights_of_a_file(tmp_path: Path) -> None:
     torch.manual_seed(3)
     state = zoo.create_network("lcnet_035").state_dict()
@@ -96,6 +107,8 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_inspected_says_why() -> None:
+    with pytest.raises(ConfigError, match="unknown depth plan 'i4d'; did you mean 'i3d'"):
+        inspect_encoder("resnet10t", plan="i4d", random_weights=True)
     with pytest.raises(ConfigError, match=r"unknown init 'overshot'.* Known: imagenet-center"):
         inspect_encoder("resnet18", init="overshot")
     result = run("resnet18", "--random-weights", "--weights", "a.pth")

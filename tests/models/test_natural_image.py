@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from functools import cache
 
 import pytest
@@ -13,6 +14,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from medi3d.inflation import PROFILES, inflate
+from medi3d.models import create_encoder
 from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights
 
 SIZE = (208, 240)
@@ -63,3 +65,13 @@ def test_a_volume_of_two_photographs_is_another_matter() -> None:
     volume = photographs.transpose(0, 1)[None].repeat_interleave(4, dim=2)  # (1, 3, 8, H, W)
     found = inflate(network)(volume)
     assert not torch.equal(found[0].topk(5).indices, network(photographs)[0].topk(5).indices)
+
+
+def test_pretrained_tensors_that_an_encoder_has_no_use_for_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="medi3d.models.encoder")
+    create_encoder("tf_efficientnet_lite0", stages=4)
+    expected = "the encoder has no use for the tensors of blocks.5 (72), blocks.6 (18), conv_head (1), bn2 (5), class"
+    assert expected in caplog.text
+    caplog.clear()
+    create_encoder("lcnet_035", init="random", stages=1)
+    assert not caplog.text
