@@ -108,6 +108,20 @@ def measure_error(
         return _relative_error(list(_tensors(model3d(volume))), list(_tensors(model2d(slices))))
 
 
+def measure_response(
+    model2d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (36, 64, 48), seed: int = 0
+) -> float:
+    """Measure how much the 2D network's answers to the two slices of `measure_error` differ, over their magnitude.
+
+    It is the least of all outputs. Where it is as small as a relative error of interest, exactness says nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    slices = _intensities(generator, 2, in_channels, *shape[1:]).to(_device(model2d))
+    with torch.no_grad(), _evaluating(model2d):
+        outputs = list(_tensors(model2d(slices)))
+    return min(float((output[0] - output[1]).abs().max() / output.abs().max()) for output in outputs)
+
+
 def measure_mixing(
     model2d: nn.Module, model3d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (36, 64, 48), seed: int = 0
 ) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from smallest_networks import SMALLEST
 from torch import nn
 
 from medi3d.inflation import PROFILES, inflate
-from medi3d.inflation.verify import MIXING_FLOOR, TOLERANCE, measure_error, measure_mixing
+from medi3d.inflation.verify import MIXING_FLOOR, TOLERANCE, measure_error, measure_mixing, measure_response
 
 
 def load_benchmark() -> ModuleType:
@@ -81,6 +81,7 @@ def test_every_file_has_an_entry() -> None:
 def test_the_laws_hold(file: str) -> None:
     flat, size = make_network(file)
     deep = inflate(flat, init="mean")
+    assert measure_response(flat, shape=(36, *size)) > 10 * TOLERANCE  # or an error would not show
     assert measure_error(flat, deep, shape=(36, *size)) <= TOLERANCE
     neighbours, patches = measure_mixing(flat, deep, shape=(36, *size))
     assert neighbours > 1e-7  # far above the rounding that `Exactness.mixes` allows for

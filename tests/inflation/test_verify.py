@@ -17,6 +17,7 @@ from medi3d.inflation.verify import (
     measure_error,
     measure_exactness,
     measure_mixing,
+    measure_response,
     randomize_statistics,
 )
 
@@ -233,6 +234,15 @@ def test_not_a_number_is_not_exact() -> None:
             return image.tanh(), image.tanh()
 
     assert not measure(Broken(), Sound()).is_exact
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [(1.0, 0.5, 2.0), (1e-6, 1e-7, 1e-5)])
+def test_a_network_that_answers_all_slices_alike_is_seen(scale: float, low: float, high: float) -> None:
+    class Faint(nn.Module):
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [image.tanh(), 1 + scale * image.double().tanh()]
+
+    assert low < measure_response(Faint(), in_channels=2, shape=SHAPE) < high
 
 
 @pytest.mark.parametrize(
