@@ -7,6 +7,7 @@ from medi3d.inflation.functions import FUNCTIONS
 from medi3d.inflation.inflated import Inflated
 from medi3d.inflation.plan import PLANS, DepthPlan, anisotropic
 from medi3d.inflation.profiles import PROFILES, inflate_kernel
+from medi3d.inflation.tracing import trace_graph
 from medi3d.inflation.verify import Exactness, measure_exactness
 from medi3d.inflation.window import DepthPadding
 
@@ -23,6 +24,7 @@ __all__ = [
     "inflate",
     "inflate_kernel",
     "measure_exactness",
+    "trace_graph",
 ]
 
 _ROWS_OF_FUNCTIONS = (attention, convolution, normalization, pooling, recurrence, resampling)  # filled by import

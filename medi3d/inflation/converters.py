@@ -20,6 +20,7 @@ from medi3d.inflation.layers import (
     ContractPositions,
     MixNeighbours,
     MultiheadAttention,
+    Reenter,
     SameConv,
     StandardizedConv,
     StayWithinSlice,
@@ -70,6 +71,18 @@ def _convolution(module: nn.Conv2d, conversion: Conversion) -> nn.Module:
 @CONVERTERS.register("Conv2dSame")
 def _same_convolution(module: nn.Conv2d, conversion: Conversion) -> nn.Module:
     return SameConv(_convolution(module, conversion), conversion.depth)
+
+
+def _blocks(module: nn.Module, conversion: Conversion) -> nn.Module:
+    for block in module.children():
+        hook = Reenter(conversion.depth)
+        block.register_forward_pre_hook(hook.enter)
+        block.register_forward_hook(hook.leave, always_call=True)
+    return module
+
+
+for _name in ("Sequential", "ModuleList", "ModuleDict"):
+    CONVERTERS.add(_name, _blocks)
 
 
 @CONVERTERS.register("ConvTranspose2d")

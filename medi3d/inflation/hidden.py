@@ -111,7 +111,7 @@ class HiddenDepth:
 
     def unfold(self, slices: Tensor, like: Tensor) -> Tensor:
         """Undo `fold`: hide the depth of slices (B·D, …) that belong to as many volumes as ``like`` has."""
-        return self.hide(slices.view(like.shape[0], -1, *slices.shape[1:]), 1)
+        return self.hide(slices.reshape(like.shape[0], -1, *slices.shape[1:]), 1)
 
     def is_hidden(self, value: Any) -> bool:
         """Whether a value is a tensor with a hidden axis."""

@@ -5,6 +5,7 @@ Hooks are objects that hold the shared `HiddenDepth`, so deepcopy and pickle kee
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from medi3d.errors import InflationError
 from medi3d.inflation.convolution import convolve_volume
+from medi3d.inflation.functions import Volumetric
 from medi3d.inflation.hidden import HiddenDepth
 from medi3d.inflation.pooling import pool_depth
 from medi3d.inflation.profiles import PROFILES, inflate_kernel
@@ -143,6 +145,27 @@ class PlanLayers:
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After it."""
         self.depth.layers.pop()
+
+
+class Reenter:
+    """Around a block: enter the hidden axis where the backward pass runs the block again, as checkpointing does."""
+
+    def __init__(self, depth: HiddenDepth) -> None:
+        self.depth = depth
+        self.left: ExitStack | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the block."""
+        if self.depth.slices == 0 and any(self.depth.is_hidden(value) for value in args):
+            self.left = ExitStack()
+            self.left.enter_context(self.depth.entered())
+            self.left.enter_context(Volumetric(self.depth))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After it, also where it raised."""
+        if self.left is not None:
+            self.left.close()
+            self.left = None
 
 
 class ContractPositions:

@@ -80,7 +80,7 @@ _BINARY = (
     *(torch.add, _T.add, torch.sub, _T.sub, torch.mul, _T.mul, torch.div, _T.div),
     *(torch.maximum, torch.minimum, torch.addcmul),
 )
-_IN_PLACE = (_T.add_, _T.sub_, _T.mul_, _T.div_)
+_IN_PLACE: dict[Function, Function] = {_T.add_: _T.add, _T.sub_: _T.sub, _T.mul_: _T.mul, _T.div_: _T.div}
 
 
 @volumetric(*_BINARY, takes_any=True, takes_pairs=True)
@@ -91,13 +91,19 @@ def combine(depth: HiddenDepth, func: Function, *operands: Any, **kwargs: Any) -
 
 @volumetric(*_IN_PLACE, takes_any=True, takes_pairs=True)
 def combine_in_place(depth: HiddenDepth, func: Function, left: Tensor, right: Any, **kwargs: Any) -> Any:
-    """Write to the tensor itself: `torch.vmap` would write to a view of it, for which autograd is slow."""
+    """Write to the tensor itself: `torch.vmap` writes to a view, whose gradients are slow, and wrong at D = 1.
+
+    A traced network gets a new tensor, as ``x += y`` allows.
+    """
     left, right = _align(depth, (left, right), keep_first=True)
-    plain = all(depth.is_hidden(value) and not depth.is_pair(value) for value in (left, right))
-    if not plain or left.ndim != right.ndim or is_compiling():
+    if not depth.is_hidden(left) or depth.is_pair(left) or depth.is_pair(right):
         return func(left, right, **kwargs)
+    if is_compiling():
+        return _IN_PLACE[func](left, right, **kwargs)
     written, axis = depth.reveal_in_place(left)
-    func(written, depth.reveal(right, axis), **kwargs)
+    if isinstance(right, Tensor) and right.ndim:
+        right = depth.reveal(right[(None,) * (left.ndim - right.ndim)], axis)
+    func(written, right, **kwargs)
     return left
 
 
