@@ -22,6 +22,7 @@ from medi3d.inflation.layers import (
     MultiheadAttention,
     Reenter,
     SameConv,
+    ShrinkDepth,
     StandardizedConv,
     StayWithinSlice,
 )
@@ -147,6 +148,16 @@ def _within_slice(module: nn.Module, conversion: Conversion) -> nn.Module:
 
 
 CONVERTERS.add("OutlookAttention", _within_slice)
+
+
+def _blocks_to_channels(module: nn.Module, conversion: Conversion) -> nn.Module:
+    factor = getattr(module, "bs", 2)
+    module.register_forward_pre_hook(ShrinkDepth(conversion.depth, factor))
+    return module
+
+
+for _name in ("PatchMerging", "PatchMergingV2", "SpaceToDepth"):
+    CONVERTERS.add(_name, _blocks_to_channels)
 
 _POSITION_MIXERS = {
     "MixerBlock": "mlp_tokens",

@@ -98,6 +98,9 @@ class HiddenDepth:
 
     def reveal(self, tensor: Tensor, axis: int) -> Tensor:
         """Return a tensor with its depth at ``axis``, a view; depth is 1 where it has none."""
+        if is_compiling() and not torch.compiler.is_dynamo_compiling() and self.is_hidden(tensor):
+            own = maybe_get_bdim(tensor)  # torch.export loses a tensor whose axis moves in the same step
+            return _remove_batch_dim(tensor, self.slices, 1, own).movedim(own, axis)
         revealed: Tensor = _remove_batch_dim(tensor, self.slices, 1, axis)
         return revealed
 

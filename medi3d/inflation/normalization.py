@@ -8,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medi3d.inflation.convolution import channels_last
 from medi3d.inflation.functions import Function, volumetric
-from medi3d.inflation.hidden import HiddenDepth
+from medi3d.inflation.hidden import HiddenDepth, is_compiling
 
 
 @volumetric(F.batch_norm, F.group_norm, F.instance_norm, F.dropout1d, F.dropout2d, F.feature_alpha_dropout)
 def normalize_volumes(depth: HiddenDepth, func: Function, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Call a function whose statistics are a channel's, over all positions, on volumes (B, C, D, …)."""
     volume = depth.reveal(input, 2)
+    if is_compiling() and volume.ndim == 5:  # else traced and real norms may lay out their results differently
+        volume = channels_last(volume)
     func = _DROPOUTS.get(func, func)
     with depth.paused():
         output = func(volume, *args, **kwargs)
