@@ -54,6 +54,7 @@ MARKER = "<!-- What follows is written by benchmarks/coverage.py --table -->"
 STATUSES = ("exact", "refused", "too large", "failed")
 DEPTH = 36
 IMAGES = 16
+SIZES = ((64, 96), (56, 84), (128, 160))  # patches of powers of two, of 14, and networks without padding
 GIB = 2**30
 
 # What a network's own code raises when it cannot be built for, or run on, images of a size.
@@ -137,15 +138,15 @@ def _candidates(name: str) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
         if "/vit_" in name:
             yield {"image_size": 64}, (64, 64)
         options = {"init_weights": False} if name.endswith(("googlenet", "inception_v3")) else {}
-        yield from ((options, size) for size in ((64, 96), (128, 160), (224, 224)))
+        yield from ((options, size) for size in (*SIZES, (224, 224)))
         return
     trained_on = timm.get_pretrained_cfg(name)
     full = tuple(trained_on.input_size[1:]) if trained_on else (224, 224)
     if trained_on and trained_on.fixed_input_size:
-        yield from (({"img_size": size}, size) for size in ((64, 96), (64, 64), (128, 192), (128, 128)))
+        yield from (({"img_size": size}, size) for size in (*SIZES, (64, 64), (128, 192), (128, 128)))
         yield {"img_size": 64}, (64, 64)
     else:
-        yield from (({}, size) for size in ((64, 96), (128, 160)))
+        yield from (({}, size) for size in SIZES)
         yield {"output_stride": 8}, (64, 64)
     yield {}, full
 
