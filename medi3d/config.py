@@ -105,6 +105,8 @@ class ModelConfig:
     """A file with 2D weights, where they shall not come from a package or the hub's cache."""
     stem_stride: Literal[1, 2] | None = None
     """Stride of the backbone's first convolution; ``None`` keeps the network's own."""
+    depth_plan: Literal["symmetric", "anisotropic", "i3d", "slicewise"] = "symmetric"
+    """What layers do along depth; ``anisotropic`` keeps it until the voxels of the prepared spacing are isotropic."""
     stages: PositiveInt = 5
     """Number of encoder stages used, finest first."""
     decoder_channels: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96)

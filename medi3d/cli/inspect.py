@@ -36,18 +36,25 @@ def inspect(
     ] = False,
     in_channels: Annotated[int, typer.Option(help="Channels of the volumes.")] = 1,
     plan: Annotated[str, typer.Option(help="What stages do along depth: symmetric, i3d or slicewise.")] = "symmetric",
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="Voxel spacing D H W in mm: plan that keeps depth until voxels are isotropic."),
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="PNG file for the first layer's filters [NAME-INIT-filters.png].")
     ] = None,
 ) -> None:
     """Show what a backbone becomes in 3D: stages, parameters, exactness measured here and now, first filters."""
     from medi3d.errors import ConfigError, WeightsError
+    from medi3d.inflation import anisotropic
     from medi3d.models.encoder import INITS
     from medi3d.models.inspection import inspect_encoder
     from medi3d.report import draw_filters
 
     if random_weights and weights is not None:
         raise ConfigError("--random-weights and --weights exclude each other: name one source of 2D weights")
+    if spacing is not None and plan != "symmetric":
+        raise ConfigError("--spacing and --plan exclude each other: name one depth plan")
     short_names = {profile: full for full, profile in INITS.items() if profile is not None}
     init = short_names.get(init, init)
     try:
@@ -57,14 +64,17 @@ def inspect(
             in_channels=in_channels,
             weights=weights,
             random_weights=random_weights,
-            plan=plan,
+            plan=plan if spacing is None else anisotropic(spacing),
         )
     except WeightsError as error:
         raise WeightsError(f"{error}; --random-weights shows the architecture without them") from None
     console = Console(highlight=False)
     console.print(_tabulate(found.stages))
     source = f"{init} of random 2D weights" if random_weights else init
-    for line in (f"{name}, {source}, plan {plan}, input channels: {in_channels}", *_describe(found)):
+    for line in (
+        f"{name}, {source}, plan {plan if spacing is None else 'anisotropic'}, input channels: {in_channels}",
+        *_describe(found),
+    ):
         console.print(line, soft_wrap=True, markup=False)
     path = figure or Path(f"{name.replace('/', '-')}-{Path(init).stem}-filters.png")
     console.print(

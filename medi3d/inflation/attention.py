@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medi3d.errors import InflationError
 from medi3d.inflation.functions import Function, volumetric
 from medi3d.inflation.hidden import HiddenDepth
 
@@ -36,7 +37,7 @@ def attend(
 ) -> Any:
     """Attend from (B, heads, N, d) hidden queries to (B, heads, M, d) keys of all slices."""
     if is_causal:
-        raise depth.refuse("causal attention (is_causal=True): the tokens of a volume have no order along depth")
+        raise InflationError("causal attention (is_causal=True): the tokens of a volume have no order along depth")
     if not depth.is_hidden(key):
         return func(query, key, value, attn_mask, dropout_p, is_causal, **options)
     depth.mixes = True

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
 
-from medi3d.errors import InflationError
-
 if TYPE_CHECKING:
     from medi3d.inflation.window import DepthLayer
 
@@ -161,10 +159,6 @@ class HiddenDepth:
         if self.last_pool is not None and revealed.shape[0] > self.last_pool:
             revealed = revealed.unfold(0, self.last_pool, 1).mean(-1)
         return revealed.mean(0)
-
-    def refuse(self, reason: str) -> InflationError:
-        """Return the error for what has no volumetric form."""
-        return InflationError(reason)
 
 
 def is_compiling() -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medi3d.errors import InflationError
 from medi3d.inflation.convolution import channels_last
 from medi3d.inflation.functions import Function, volumetric
 from medi3d.inflation.hidden import HiddenDepth, is_compiling
@@ -38,7 +39,7 @@ def act_along_last_axis(depth: HiddenDepth, func: Function, input: Tensor, *args
     if not depth.is_hidden(input) or any(depth.is_hidden(value) for value in args):
         return func(input, *args, **kwargs)
     if input.ndim < 2:
-        raise depth.refuse(f"{func.__name__} of a tensor without a batch axis, {tuple(input.shape)}")
+        raise InflationError(f"{func.__name__} of a tensor without a batch axis, {tuple(input.shape)}")
     slices = depth.reveal(input, 1)
     with depth.paused():
         output = func(slices, *args, **kwargs)

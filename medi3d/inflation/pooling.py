@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medi3d.errors import InflationError
 from medi3d.inflation.convolution import IntPair, as_pair, longer_axis
 from medi3d.inflation.functions import Function, volumetric
 from medi3d.inflation.hidden import HiddenDepth
@@ -80,7 +81,7 @@ def maximum(
 ) -> Any:
     """Take the maximum in boxes, which are separable: in plane as the 2D pool does, then along depth."""
     if return_indices:
-        raise depth.refuse("indices of a 2D pool (return_indices=True) have no meaning in a volume")
+        raise InflationError("indices of a 2D pool (return_indices=True) have no meaning in a volume")
     pool = partial(F.max_pool2d, dilation=dilation, ceil_mode=ceil_mode)
     return _pool(depth, pool, input, kernel_size, stride, padding=padding, dilation=dilation)
 
@@ -88,7 +89,7 @@ def maximum(
 @volumetric(F.max_pool2d_with_indices)
 def refuse_indices(depth: HiddenDepth, func: Function, *args: Any, **kwargs: Any) -> Any:
     """Refuse pools that say where their maximum was."""
-    raise depth.refuse("indices of a 2D pool (return_indices=True) have no meaning in a volume")
+    raise InflationError("indices of a 2D pool (return_indices=True) have no meaning in a volume")
 
 
 @volumetric(F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d)
@@ -106,7 +107,7 @@ def maximize_adaptively(
 ) -> Any:
     """Take the maximum over the whole depth."""
     if return_indices:
-        raise depth.refuse("indices of a 2D pool (return_indices=True) have no meaning in a volume")
+        raise InflationError("indices of a 2D pool (return_indices=True) have no meaning in a volume")
     depth.mixes = True
     return func(depth.reveal(input, 2).amax(2), output_size)
 

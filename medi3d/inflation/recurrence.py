@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medi3d.errors import InflationError
 from medi3d.inflation.functions import Function, volumetric
 from medi3d.inflation.hidden import HiddenDepth
 
@@ -20,7 +21,7 @@ def run_recurrence(depth: HiddenDepth, func: Function, input: Tensor, state: Any
     slices = revealed.shape[axis]
     states = state if isinstance(state, tuple) else (state,)
     if any(depth.is_hidden(value) for value in states):
-        raise depth.refuse("a recurrence that starts from a state of each slice's own")
+        raise InflationError("a recurrence that starts from a state of each slice's own")
     repeated = tuple(value.repeat(1, slices, 1) for value in states)  # (layers, D·B, channels)
     with depth.paused():
         output, *last = func(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from medi3d.config import TaskConfig, load_task
+from medi3d.inflation import anisotropic
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoder import create_encoder
 from medi3d.models.unet import UNet
@@ -34,6 +35,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         1
     """
     config = task if isinstance(task, TaskConfig) else load_task(task)
+    named = config.model.depth_plan
     encoder = create_encoder(
         config.model.backbone,
         in_channels=config.in_channels,
@@ -43,6 +45,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         stages=config.model.stages,
         stem_stride=config.model.stem_stride,
         image_size=config.train.patch_size[1:],
+        plan=anisotropic(config.preprocess.spacing_mm) if named == "anisotropic" else named,
     )
     if config.kind == "classification":
         return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)

@@ -86,3 +86,15 @@ def test_normalisation_decides_the_scale_that_the_encoder_sees() -> None:
     values = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 1, 2)
     torch.testing.assert_close(ct(values).flatten(), torch.tensor([-1.0, 1.0]))
     torch.testing.assert_close(mr(values).flatten(), (torch.tensor([0.449, 0.675]) - 0.5) / 0.5)
+
+
+@pytest.mark.parametrize(("spacing", "strides"), [((1.0, 1.0, 1.0), (2, 4)), ((4.0, 1.0, 1.0), (1, 1))])
+def test_depth_plan_of_a_task_follows_the_prepared_spacing(
+    spacing: tuple[float, ...], strides: tuple[int, ...]
+) -> None:
+    values = {"name": "part", "kind": "segmentation", "data": {"labels": {1: "structure"}}}
+    model = {"init": "random", "stages": 2, "depth_plan": "anisotropic"}
+    task = load_task("part.yaml", values={**values, "model": model, "preprocess": {"spacing_mm": spacing}})
+    network = create_model(task)
+    assert tuple(stride[0] for stride in network.encoder.strides) == strides
+    assert network(torch.zeros(1, 1, 6, 32, 48)).shape == (1, 2, 6, 32, 48)
