@@ -86,6 +86,13 @@ for _name in ("Sequential", "ModuleList", "ModuleDict"):
     CONVERTERS.add(_name, _blocks)
 
 
+@CONVERTERS.register("ConvMlp")
+def _fully_connected(module: nn.Module, conversion: Conversion) -> nn.Module:
+    """Of VGG: 7×7×7 taps would be 700 million weights; each slice has its own answer, and they are averaged."""
+    conversion.planned.setdefault(f"{conversion.path}.fc1", [DepthLayer(1)])
+    return module
+
+
 @CONVERTERS.register("ConvTranspose2d")
 def _transposed_convolution(module: nn.ConvTranspose2d, conversion: Conversion) -> nn.Module:
     axis = longer_axis(as_pair(module.kernel_size))

@@ -30,11 +30,13 @@ def longer_axis(size: IntPair) -> int:
 
 
 def channels_last(volume: Tensor) -> Tensor:
-    """Return a volume (B, C, D, H, W) in channels-last memory, without a copy where it has one channel."""
-    if volume.shape[1] == 1:
-        # Strides of a single channel are ambiguous and taken for channels-first; here they say channels-last.
-        return volume.contiguous().squeeze(1).unsqueeze(-1).permute(0, 4, 1, 2, 3)
-    return volume.contiguous(memory_format=torch.channels_last_3d)
+    """Return a volume (B, C, …) in channels-last memory, with strides that say so.
+
+    The strides of an axis of one entry are ambiguous: a single channel would be taken for channels-first, and PyTorch's
+    batch norm takes gradients for another layout than they have, which are then wrong.
+    """
+    last = volume.movedim(1, -1).contiguous()
+    return (last.flatten().view(last.shape) if 1 in last.shape else last).movedim(-1, 1)
 
 
 @volumetric(torch.conv2d, takes_any=True)

@@ -18,7 +18,7 @@ from medi3d.inflation.hidden import HiddenDepth, is_compiling
 def normalize_volumes(depth: HiddenDepth, func: Function, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Call a function whose statistics are a channel's, over all positions, on volumes (B, C, D, …)."""
     volume = depth.reveal(input, 2)
-    if is_compiling() and volume.ndim == 5:  # else traced and real norms may lay out their results differently
+    if func is F.batch_norm and (is_compiling() or 1 in volume.shape):  # its layout is then uncertain, or ambiguous
         volume = channels_last(volume)
     func = _DROPOUTS.get(func, func)
     with depth.paused():

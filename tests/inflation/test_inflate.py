@@ -279,3 +279,19 @@ def test_no_model_zoo_is_imported():
     code = "import sys, medi3d.inflation; print([m for m in ('timm', 'torchvision', 'monai') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto", "nf_regnet_b0", "resnetv2_18"])
+def test_gradients_of_one_slice_are_those_of_the_2d_network(name):
+    flat = copy.deepcopy(make_network(name))
+    deep = inflate(flat)
+    slices = torch.randn(2, 1, 48, 64, requires_grad=True)
+    volume = slices.detach()[:, :, None].requires_grad_()
+    flat(slices).square().sum().backward()
+    deep(volume).square().sum().backward()
+    torch.testing.assert_close(volume.grad[:, :, 0], slices.grad, rtol=1e-4, atol=1e-4 * float(slices.grad.abs().max()))
+    gradients = dict(deep.body.named_parameters())
+    for key, parameter in flat.named_parameters():
+        if gradients[key].shape == parameter.shape:
+            scale = float(parameter.grad.abs().max())
+            torch.testing.assert_close(gradients[key].grad, parameter.grad, rtol=1e-3, atol=1e-4 * max(scale, 1e-6))
