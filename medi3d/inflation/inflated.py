@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,19 +12,7 @@ from medi3d.errors import InflationError, InputError, Medi3dError
 from medi3d.inflation.convolution import channels_last
 from medi3d.inflation.functions import Volumetric
 from medi3d.inflation.hidden import HiddenDepth, is_compiling
-
-
-def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change every tensor of nested lists, tuples and mappings; anything else stays."""
-    if isinstance(output, Tensor):
-        return change(output)
-    if isinstance(output, Mapping):
-        return {key: map_tensors(value, change) for key, value in output.items()}
-    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a namedtuple
-        return type(output)(*(map_tensors(value, change) for value in output))
-    if isinstance(output, (list, tuple)):
-        return type(output)(map_tensors(value, change) for value in output)
-    return output
+from medi3d.inflation.running import map_tensors
 
 
 class Inflated(nn.Module):

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from medi3d.errors import ConfigError
 from medi3d.inflation.convolution import IntPair, as_pair, longer_axis
+from medi3d.inflation.running import evaluating
 from medi3d.inflation.window import DepthLayer
 from medi3d.registry import Registry
 
@@ -186,16 +187,14 @@ def plan_layers(model: nn.Module, plan: DepthPlan, image: Tensor) -> dict[str, l
         image: (1, C, H, W).
     """
     tracer = _Tracer(plan, image.shape[-2])
-    hooks, training = [], {module: module.training for module in model.modules()}
+    hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: tracer.running.append(name)))
         hooks.append(module.register_forward_hook(lambda *_: (tracer.running.pop(), None)[1]))
     try:
-        with torch.no_grad(), tracer:
-            model.eval()(image)
+        with torch.no_grad(), evaluating(model), tracer:
+            model(image)
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
         for hook in hooks:
             hook.remove()
     return tracer.layers

@@ -7,12 +7,12 @@ A gradient of NaN is sent back from the middle slice of an output. NaN survives 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from medi3d.inflation.running import evaluating, iterate_tensors
 
 DEPTHS = (64, 256, 1024)
 """Depths of the volumes that are tried, until the fields end inside."""
@@ -71,18 +71,13 @@ def measure_depth_fields(
         >>> measure_depth_fields(net, plane=(8, 8))[0].slices
         7
     """
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        fields: list[DepthField] = []
+    fields: list[DepthField] = []
+    with evaluating(model):
         for depth in DEPTHS:
             if fields and (_is_settled(fields) or depth * plane[0] * plane[1] > max_voxels):
                 break
             fields = _measure(model, (1, in_channels, depth, *plane), fields)
-        return fields
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode
+    return fields
 
 
 def _is_settled(fields: list[DepthField]) -> bool:
@@ -117,15 +112,3 @@ def _find_reached(output: Tensor, volume: Tensor, depth: int) -> Tensor:
     (seed[:, :, depth] if output.ndim == 5 else seed).fill_(torch.nan)
     (gradient,) = torch.autograd.grad(output, volume, seed, retain_graph=True)
     return gradient.isnan().any(dim=(0, 1, 3, 4)).nonzero().flatten()
-
-
-def iterate_tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a network's output, whatever lists and mappings they are nested in."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from iterate_tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from iterate_tensors(value)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medi3d.errors import InflationError, InputError
+from medi3d.inflation.running import evaluating, iterate_tensors
 from medi3d.types import IntTriple
 
 TOLERANCE = 1e-4
@@ -104,7 +104,7 @@ def measure_error(
     generator = torch.Generator().manual_seed(seed)
     slices = _intensities(generator, 2, in_channels, *shape[1:]).to(_device(model2d))
     volume = slices[:, :, None].expand(-1, -1, shape[0], -1, -1)
-    with torch.no_grad(), _evaluating(model2d), _evaluating(model3d):
+    with torch.no_grad(), evaluating(model2d), evaluating(model3d):
         return _relative_error(list(_tensors(model3d(volume))), list(_tensors(model2d(slices))))
 
 
@@ -117,7 +117,7 @@ def measure_response(
     """
     generator = torch.Generator().manual_seed(seed)
     slices = _intensities(generator, 2, in_channels, *shape[1:]).to(_device(model2d))
-    with torch.no_grad(), _evaluating(model2d):
+    with torch.no_grad(), evaluating(model2d):
         outputs = list(_tensors(model2d(slices)))
     return min(float((output[0] - output[1]).abs().max() / output.abs().max()) for output in outputs)
 
@@ -175,7 +175,7 @@ def randomize_statistics(model: nn.Module, images: Tensor, *, seed: int = 0) -> 
 
     norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     biases = {id(getattr(norm, "bias", None)) for norm in norms}
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for name, parameter in model.named_parameters():
             if float(parameter.std(correction=0)) < 1e-3:
                 parameter.copy_(_draw(name, parameter, generator) + (id(parameter) in biases) * _BATCH_NORM_BIAS)
@@ -202,26 +202,8 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.empty(0)).device
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-
-
 def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor) and output.is_floating_point():
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
+    return (tensor for tensor in iterate_tensors(output) if tensor.is_floating_point())
 
 
 def _relative_error(outputs3d: list[Tensor], outputs2d: list[Tensor]) -> float:
