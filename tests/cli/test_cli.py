@@ -16,7 +16,7 @@ from medi3d import io
 from medi3d._version import __version__
 from medi3d.cli import main as main_module
 from medi3d.config import list_tasks, load_task
-from medi3d.models import zoo
+from medi3d.models import timm_backbones
 from medi3d.train.run import RunFolder
 from medi3d.volume import LabelMap, Volume
 
@@ -186,14 +186,14 @@ def test_what_cannot_be_had_when_training_begins(
     assert_one_line(medi3d(*tiny_train(tiny, "--device", "gpu")), 2, "unknown device 'gpu'")
     assert_one_line(medi3d(*tiny_train(tiny, "--fold", 7)), 2, "fold 7 does not exist")
     assert_one_line(medi3d("train", "--resume", "runs/none"), 1, "runs/none: no run here")
-    real = zoo.timm.create_model
+    real = timm_backbones.timm.create_model
 
     def offline(*args: object, pretrained: bool = False, **kwargs: object) -> object:
         if pretrained:
             raise OSError("We couldn't connect to 'https://huggingface.co'")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(zoo.timm, "create_model", offline)
+    monkeypatch.setattr(timm_backbones.timm, "create_model", offline)
     answer = medi3d(*tiny_train(tiny, "--init", "imagenet-center", "--backbone", "resnet18"))
     assert_one_line(answer, 1, "no pretrained weights of resnet18", "--weights", "--init random")
     (tmp_path / "bad.pth").write_bytes(b"not weights")
