@@ -349,7 +349,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--memory-gib", type=float, default=10, help="of each job")
     parser.add_argument("--seconds", type=float, default=900, help="of each architecture")
     parser.add_argument("--retry", nargs="+", choices=STATUSES, default=[], help="measure again what ended so")
-    parser.add_argument("--results", type=Path, default=REPOSITORY / "runs" / "coverage.jsonl")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "coverage.jsonl")
     parser.add_argument("--table", action="store_true", help=f"write {PAGE.name} instead of measuring")
     return parser.parse_args(arguments)
 
