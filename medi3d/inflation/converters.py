@@ -17,14 +17,13 @@ from torch import nn
 from medi3d.inflation.convolution import as_pair, longer_axis
 from medi3d.inflation.hidden import HiddenDepth
 from medi3d.inflation.layers import (
-    ContractPositions,
     MixNeighbours,
     MultiheadAttention,
+    RaiseFlag,
     Reenter,
     SameConv,
     ShrinkDepth,
     StandardizedConv,
-    StayWithinSlice,
 )
 from medi3d.inflation.profiles import inflate_kernel, inflate_transposed_kernel
 from medi3d.inflation.window import DepthLayer
@@ -133,28 +132,24 @@ def _blur(module: nn.Module, conversion: Conversion) -> nn.Module:
     return module
 
 
-def _linear_attention(module: nn.Module, conversion: Conversion) -> nn.Module:
-    hook = ContractPositions(conversion.depth)
-    module.register_forward_pre_hook(hook.enter)
-    module.register_forward_hook(hook.leave)
-    return module
+def _flagged(flag: str) -> Converter:
+    def convert(module: nn.Module, conversion: Conversion) -> nn.Module:
+        hook = RaiseFlag(conversion.depth, flag)
+        module.register_forward_pre_hook(hook.enter)
+        module.register_forward_hook(hook.leave)
+        return module
+
+    return convert
 
 
 for _name in (
     *("XCA", "CrossCovarianceAttn", "ChannelAttention", "ChannelAttentionV2", "FactorAttnConvRelPosEnc", "LiteMLA"),
     *("HSMSSD", "LambdaLayer", "GlobalContext", "BatNonLocalAttn"),
 ):
-    CONVERTERS.add(_name, _linear_attention)
+    CONVERTERS.add(_name, _flagged("contracts_positions"))
 
 
-def _within_slice(module: nn.Module, conversion: Conversion) -> nn.Module:
-    hook = StayWithinSlice(conversion.depth)
-    module.register_forward_pre_hook(hook.enter)
-    module.register_forward_hook(hook.leave)
-    return module
-
-
-CONVERTERS.add("OutlookAttention", _within_slice)
+CONVERTERS.add("OutlookAttention", _flagged("within_slice"))
 
 
 def _blocks_to_channels(module: nn.Module, conversion: Conversion) -> nn.Module:

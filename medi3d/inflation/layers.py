@@ -168,34 +168,25 @@ class Reenter:
             self.left = None
 
 
-class ContractPositions:
-    """Around linear attention: its products sum over positions, and so over the volume."""
+class RaiseFlag:
+    """Around a module: a flag of `HiddenDepth` that holds while it runs.
 
-    def __init__(self, depth: HiddenDepth) -> None:
-        self.depth = depth
+    Args:
+        depth: the hidden axes.
+        flag: ``"contracts_positions"`` for linear attention, whose products sum over positions, and so over the volume;
+            ``"within_slice"`` for a module whose functions must all act within their slice.
+    """
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the module."""
-        self.depth.contracts_positions = True
-
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """After it."""
-        self.depth.contracts_positions = False
-
-
-class StayWithinSlice:
-    """Around a module whose functions must all act within their slice."""
-
-    def __init__(self, depth: HiddenDepth) -> None:
-        self.depth = depth
+    def __init__(self, depth: HiddenDepth, flag: str) -> None:
+        self.depth, self.flag = depth, flag
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the module."""
-        self.depth.within_slice = True
+        setattr(self.depth, self.flag, True)
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After it."""
-        self.depth.within_slice = False
+        setattr(self.depth, self.flag, False)
 
 
 class MixNeighbours:
@@ -233,5 +224,5 @@ class ShrinkDepth:
         if not self.depth.is_hidden(args[0]) or self.depth.within_slice:
             return args
         x = self.depth.reveal(self.depth.settle(args[0]), 2)
-        layer = self.depth.next_layer(DepthLayer(self.factor, self.factor))
+        layer = DepthLayer(self.factor, self.factor)
         return (self.depth.hide(pool_depth(self.depth, x, layer, "mean"), 2), *args[1:])

@@ -36,7 +36,7 @@ _DROPOUTS: dict[Function, Function] = {F.dropout1d: _drop_channels, F.dropout2d:
 @volumetric(torch.nn.functional.linear, F.layer_norm, F.rms_norm, F.dropout, torch.dropout, F.alpha_dropout)
 def act_along_last_axis(depth: HiddenDepth, func: Function, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Call a function that has no depth to see on (B, D, …), which is contiguous where its memory is channels-last."""
-    if not depth.is_hidden(input) or any(depth.is_hidden(value) for value in args):
+    if any(depth.is_hidden(value) for value in args):
         return func(input, *args, **kwargs)
     if input.ndim < 2:
         raise InflationError(f"{func.__name__} of a tensor without a batch axis, {tuple(input.shape)}")
@@ -49,6 +49,4 @@ def act_along_last_axis(depth: HiddenDepth, func: Function, input: Tensor, *args
 @volumetric(torch.Tensor.new_empty)
 def make_empty(depth: HiddenDepth, func: Function, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Make the tensor that random numbers are drawn into, one for each sample: equal at all depths of a volume."""
-    if not depth.is_hidden(tensor):
-        return func(tensor, *args, **kwargs)
     return func(depth.reveal(tensor, 0), *args, **kwargs)

@@ -18,6 +18,8 @@ from medi3d.inflation.functions import Function, volumetric
 from medi3d.inflation.hidden import HiddenDepth
 from medi3d.inflation.window import DepthLayer, extend, take_taps
 
+_NO_INDICES = "indices of a 2D pool (return_indices=True) have no meaning in a volume"
+
 
 def pool_depth(depth: HiddenDepth, volume: Tensor, layer: DepthLayer, reduction: str, before: int = 0) -> Any:
     """Pool a revealed volume (B, C, D, H, W) along depth. Its ends are replicated; a maximum does not see it."""
@@ -81,7 +83,7 @@ def maximum(
 ) -> Any:
     """Take the maximum in boxes, which are separable: in plane as the 2D pool does, then along depth."""
     if return_indices:
-        raise InflationError("indices of a 2D pool (return_indices=True) have no meaning in a volume")
+        raise InflationError(_NO_INDICES)
     pool = partial(F.max_pool2d, dilation=dilation, ceil_mode=ceil_mode)
     return _pool(depth, pool, input, kernel_size, stride, padding=padding, dilation=dilation)
 
@@ -89,7 +91,7 @@ def maximum(
 @volumetric(F.max_pool2d_with_indices)
 def refuse_indices(depth: HiddenDepth, func: Function, *args: Any, **kwargs: Any) -> Any:
     """Refuse pools that say where their maximum was."""
-    raise InflationError("indices of a 2D pool (return_indices=True) have no meaning in a volume")
+    raise InflationError(_NO_INDICES)
 
 
 @volumetric(F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d)
@@ -107,7 +109,7 @@ def maximize_adaptively(
 ) -> Any:
     """Take the maximum over the whole depth."""
     if return_indices:
-        raise InflationError("indices of a 2D pool (return_indices=True) have no meaning in a volume")
+        raise InflationError(_NO_INDICES)
     depth.mixes = True
     return func(depth.reveal(input, 2).amax(2), output_size)
 

@@ -43,11 +43,8 @@ def interpolate(
     with depth.paused():
         output = func(slices, size, scale_factor, mode, *args, **kwargs)
         volume = output.unflatten(0, (input.shape[0], -1)).transpose(1, 2)  # (B·D, C, H', W') → (B, C, D, H', W')
-        default = DepthLayer(1, 1)
-        scale = output.shape[2] / height
-        if depth.next_layer(default) == default:
-            kind = "nearest" if mode.startswith("nearest") else "linear"
-            volume = resize_depth(volume, max(1, round(volume.shape[2] * scale)), kind)
+        kind = "nearest" if mode.startswith("nearest") else "linear"
+        volume = resize_depth(volume, max(1, round(volume.shape[2] * output.shape[2] / height)), kind)
     return depth.hide(volume, 2)
 
 
@@ -56,7 +53,7 @@ def pad_plane(depth: HiddenDepth, func: Function, input: Tensor, *args: Any, **k
     """Pad slices in plane only: layers extend the volume at its ends themselves."""
     if input.ndim != 4:
         return func(input, *args, **kwargs)
-    padded = func(depth.reveal(input, 1).flatten(0, 1), *args, **kwargs)
+    padded = func(depth.fold(input), *args, **kwargs)
     return depth.unfold(padded, like=input)
 
 
@@ -64,8 +61,8 @@ def pad_plane(depth: HiddenDepth, func: Function, input: Tensor, *args: Any, **k
 def unshuffle_pixels(depth: HiddenDepth, func: Function, input: Tensor, downscale_factor: int) -> Any:
     """Move blocks of pixels to channels; blocks of slices are averaged."""
     output = func(input, downscale_factor)
-    factor = depth.next_layer(DepthLayer(downscale_factor, downscale_factor))
-    return depth.hide(pool_depth(depth, depth.reveal(output, 2), factor, "mean"), 2)
+    blocks = DepthLayer(downscale_factor, downscale_factor)
+    return depth.hide(pool_depth(depth, depth.reveal(output, 2), blocks, "mean"), 2)
 
 
 @volumetric(torch.pixel_shuffle)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from medi3d.errors import ConfigError
-from medi3d.models.backbone import Backbone, evaluating, try_run
+from medi3d.inflation.running import evaluating
+from medi3d.models.backbone import Backbone, try_run
 from medi3d.registry import unknown_name_message
 
 InputScale: TypeAlias = Literal["unit", "zscore"]
