@@ -26,6 +26,7 @@ _STRICT_KEYS = ConfigDict(extra="forbid")
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Percentage = Annotated[float, Field(ge=0, le=100)]
 
 
 def _as_triple(value: object) -> object:
@@ -34,6 +35,8 @@ def _as_triple(value: object) -> object:
 
 
 SpacingTriple = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_triple)]
+Spacing = SpacingTriple | Literal["median", "native"]
+"""Millimetres along (D, H, W); or the data set's median, or each case's own spacing."""
 SizeTriple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_as_triple)]
 
 
@@ -71,6 +74,12 @@ class DataConfig:
     """Foreground label values of segmentation, consecutive from 1; 0 is background."""
     classes: tuple[str, ...] = ()
     """Class names of classification, in the order of the model's outputs; the last one is the positive class."""
+    fourth_axis: Literal["channels", "time"] = "channels"
+    """What a fourth axis of a file is: the channels of one case, or time, where each frame is a case by itself."""
+    quantities: tuple[Literal["stored", "suv"], ...] = ("stored",)
+    """One entry a channel, or one for all: the values as stored, or PET activity as body-weight SUV (DICOM only)."""
+    hash_case_ids: bool = False
+    """Whether cases are called by a hash in place of their files' names, where those name patients."""
     table: str = "cases.csv"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     patterns: PatternsConfig = field(default_factory=PatternsConfig)
@@ -83,11 +92,18 @@ class PreprocessConfig:
     """From the scanner's grid to the prepared one."""
 
     __pydantic_config__ = _STRICT_KEYS
-    spacing_mm: SpacingTriple = (1.0, 1.0, 1.0)
+    spacing_mm: Spacing = (1.0, 1.0, 1.0)
     interpolation: Literal["linear", "bspline"] = "linear"
-    normalize: tuple[Literal["ct", "mr", "none"], ...] = ("mr",)
-    """One entry a channel, or one for all: ``ct`` gives [0, 1], ``mr`` a z-score, ``none`` trusts the raw values."""
+    normalize: tuple[Literal["ct", "mr", "percentile", "dataset", "none"], ...] = ("mr",)
+    """One entry a channel, or one for all: ``ct`` maps ``window_hu`` to [0, 1], ``mr`` is a z-score of the image's
+    foreground, ``percentile`` maps its ``clip_percentiles`` to [0, 1], ``dataset`` clips and z-scores by the labelled
+    voxels of the whole data set, ``none`` trusts the raw values."""
     window_hu: tuple[float, float] = (-1000.0, 400.0)
+    clip_percentiles: tuple[Percentage, Percentage] = (0.5, 99.5)
+    bias_correction: Literal["none", "n4"] = "none"
+    """``n4`` removes the bias field (Tustison 2010) of channels whose normalisation is ``mr`` or ``percentile``."""
+    dataset_intensities: tuple[tuple[float, float, float, float], ...] = ()
+    """Low, high, mean and standard deviation of each channel for ``dataset``; measured by ``medi3d preprocess``."""
     crop: Literal["none", "foreground", "cube"] = "none"
     cube_mm: Positive = 48.0
     padding: Literal["reflect", "edge"] = "reflect"
@@ -212,8 +228,16 @@ class TaskConfig:
     @property
     def normalizations(self) -> tuple[str, ...]:
         """Normalisation of each channel."""
-        given = self.preprocess.normalize
-        return tuple(given) * self.in_channels if len(given) == 1 else tuple(given)
+        return _for_each_channel(self.preprocess.normalize, self.in_channels)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What the values of each channel are."""
+        return _for_each_channel(self.data.quantities, self.in_channels)
+
+
+def _for_each_channel(given: tuple[str, ...], channels: int) -> tuple[str, ...]:
+    return given * channels if len(given) == 1 else given
 
 
 def list_tasks() -> dict[str, str]:
@@ -344,6 +368,10 @@ def _check_consistency(task: TaskConfig, where: str) -> None:
         and (task.data.layout != "csv" or task.data.columns.target is None),
         "preprocess.normalize: give one entry, or one for each of data.channels": len(task.preprocess.normalize)
         not in (1, task.in_channels),
+        "data.quantities: give one entry, or one for each of data.channels": len(task.data.quantities)
+        not in (1, task.in_channels),
+        "preprocess.clip_percentiles: the lower end must be below the upper": task.preprocess.clip_percentiles[0]
+        >= task.preprocess.clip_percentiles[1],
         "train.loss: dice_ce is for segmentation; use cross_entropy": task.kind == "classification"
         and task.train.loss == "dice_ce",
         "train.class_weights: give one weight for each output": bool(task.train.class_weights)
