@@ -14,8 +14,9 @@ import SimpleITK as sitk
 
 from medi3d.errors import InputError
 from medi3d.io.itk import itk_reason, raw_from_sitk
-from medi3d.io.raw import LPS_TO_RAS, RawImage
+from medi3d.io.raw import LPS_TO_RAS, Header, RawImage
 from medi3d.types import Array
+from medi3d.volume import Grid
 
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
 _GAP_TOLERANCE = 0.01
@@ -38,8 +39,36 @@ def is_dicom_folder(path: Path) -> bool:
     return any(is_dicom_file(file) for file in islice(files, 8))
 
 
-def read_dicom(folder: Path) -> RawImage:
+def is_dicom(path: Path) -> bool:
+    """Tell whether a path is a DICOM file, a folder that itself holds DICOM files, or one of its series."""
+    return is_dicom_file(path) or is_dicom_folder(path)
+
+
+def list_series(folder: Path) -> list[Path]:
+    """List the series of a folder and of the folders in it, as paths for :func:`read_dicom`."""
+    folders = [folder, *(entry for entry in sorted(folder.rglob("*")) if entry.is_dir())]
+    return [entry for entry in folders if is_dicom_folder(entry)]
+
+
+def series_files(path: Path) -> list[Path]:
+    """List the files of a series in the order of its slices."""
+    return [Path(file) for file in _series_files(path)]
+
+
+def read_dicom_header(path: Path) -> Header:
+    """Tell shape, place and voxel type of a series (see :func:`read_dicom`)."""
+    raw = read_dicom(path)
+    d, h, w = raw.array.shape[1:]
+    return Header(raw.array.shape[0], Grid((d, h, w), raw.affine), raw.array.dtype)
+
+
+def read_dicom(folder: Path, *, quantity: str = "stored", scratch: Path | None = None) -> RawImage:
     """Read the one series of a folder, rescale slope and intercept applied.
+
+    Args:
+        folder: a folder, or ``folder#N`` for one series of several.
+        quantity: ``"stored"`` or, for PET, ``"suv"``.
+        scratch: a folder where the voxels are decoded into a memory-mapped file.
 
     Raises:
         InputError: no series or several, slices missing or doubled, unreadable or colour pixels.
