@@ -15,7 +15,7 @@ from medi3d import io
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError
 from medi3d.io.record import Record
-from medi3d.preprocess.crop import CROPS, mask_center_mm, resample_and_pad
+from medi3d.preprocess.crop import CROPS, mask_center_mm, prepared_spacing, resample_and_pad
 from medi3d.preprocess.fingerprint import measure_case
 from medi3d.preprocess.intensity import NORMALIZATIONS
 from medi3d.preprocess.orient import prepared_orientation, reorient
@@ -94,8 +94,12 @@ def prepare_image(volume: Volume, task: TaskConfig, *, center_mm: FloatTriple | 
         raise InputError(
             f"expected {task.in_channels} channels ({', '.join(task.data.channels)}), got {volume.num_channels}"
         )
-    orientation = prepared_orientation(volume.grid, config.spacing_mm)
-    target = CROPS[config.crop](reorient(volume, orientation), config, center_mm)
+    wanted = config.spacing_mm
+    orientation = prepared_orientation(
+        volume.grid, None if wanted == "native" else prepared_spacing(wanted, volume.grid)
+    )
+    oriented = reorient(volume, orientation)
+    target = CROPS[config.crop](oriented, config, prepared_spacing(wanted, oriented.grid), center_mm)
     normalized, measured = _normalize(volume, task)
     prepared = resample_and_pad(
         reorient(normalized, orientation), target, interpolation=config.interpolation, padding=config.padding
@@ -170,13 +174,15 @@ def _cube_center(raw: RawCase, grid: Grid, task: TaskConfig) -> FloatTriple | No
 def _normalize(volume: Volume, task: TaskConfig) -> tuple[Volume, list[dict[str, Any]]]:
     channels: list[FloatArray] = []
     steps: list[dict[str, Any]] = []
-    for name, method, channel in zip(task.data.channels, task.normalizations, volume.array, strict=True):
+    measured = task.preprocess.dataset_intensities or (None,) * task.in_channels
+    named = zip(task.data.channels, task.normalizations, volume.array, measured, strict=True)
+    for name, method, channel, dataset in named:
         try:
-            normalized, measured = NORMALIZATIONS[method](channel, task.preprocess)
+            intensities = NORMALIZATIONS[method](channel, task.preprocess, dataset)
         except InputError as error:
             raise InputError(f"channel {name}: {error}") from None
-        channels.append(normalized)
-        steps.append({"step": "normalize", "channel": name, "method": method, **measured})
+        channels.append(intensities(channel))
+        steps.append({"step": "normalize", "channel": name, "method": method, **intensities.to_json()})
     return Volume(np.stack(channels), volume.affine), steps
 
 
