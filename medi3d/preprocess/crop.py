@@ -6,30 +6,55 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medi3d.config import PreprocessConfig
-from medi3d.errors import InputError
+from medi3d.config import PreprocessConfig, Spacing
+from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess.intensity import background_value
 from medi3d.preprocess.resample import centered_grid, isotropic_grid, nearest_rotation, resample_to
 from medi3d.registry import Registry
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume
 
-Crop = Callable[[Volume, PreprocessConfig, FloatTriple | None], Grid]
+Crop = Callable[[Volume, PreprocessConfig, FloatTriple, FloatTriple | None], Grid]
 
 CROPS: Registry[Crop] = Registry("crop")
-"""Name → function of the oriented volume, in native units, and of a centre (RAS mm) that gives the prepared grid."""
+"""Name → function of the oriented volume in native units, the configuration, the prepared spacing along (D, H, W) in mm
+and a centre (RAS mm) or ``None``, that gives the prepared grid."""
 
 FOREGROUND_MARGIN_MM = 4.0
 
 
+def prepared_spacing(spacing_mm: Spacing, grid: Grid) -> FloatTriple:
+    """Return the spacing of the prepared grid along (D, H, W), in millimetres.
+
+    Args:
+        spacing_mm: ``preprocess.spacing_mm``.
+        grid: the oriented native grid, whose own spacing ``native`` stands for.
+
+    Raises:
+        ConfigError: ``median``, which only the whole data set tells.
+
+    Example:
+        >>> prepared_spacing("native", Grid((4, 5, 6), np.diag([3.0, 0.5, 0.5, 1.0])))
+        (3.0, 0.5, 0.5)
+    """
+    if spacing_mm == "median":
+        raise ConfigError(
+            "preprocess.spacing_mm is still 'median'; `medi3d preprocess` measures the data set's and fills it in; "
+            "otherwise give three numbers"
+        )
+    return grid.spacing_mm if spacing_mm == "native" else spacing_mm
+
+
 @CROPS.register("none")
-def keep_all(volume: Volume, config: PreprocessConfig, center_mm: FloatTriple | None) -> Grid:
+def keep_all(volume: Volume, config: PreprocessConfig, spacing_mm: FloatTriple, center_mm: FloatTriple | None) -> Grid:
     """Return the grid of the whole field of view."""
-    return isotropic_grid(volume.grid, config.spacing_mm)
+    return isotropic_grid(volume.grid, spacing_mm)
 
 
 @CROPS.register("foreground")
-def foreground_box(volume: Volume, config: PreprocessConfig, center_mm: FloatTriple | None) -> Grid:
+def foreground_box(
+    volume: Volume, config: PreprocessConfig, spacing_mm: FloatTriple, center_mm: FloatTriple | None
+) -> Grid:
     """Return the grid of the box of what differs from the constant background in any channel, and 4 mm more."""
     mask = np.zeros(volume.shape, dtype=bool)
     for channel in volume.array:
@@ -41,11 +66,13 @@ def foreground_box(volume: Volume, config: PreprocessConfig, center_mm: FloatTri
     start, stop = bounding_box(mask)
     start = np.maximum(start - margin, 0)
     stop = np.minimum(stop + margin, volume.shape)
-    return isotropic_grid(volume.grid.cropped(start.tolist(), (stop - start).tolist()), config.spacing_mm)
+    return isotropic_grid(volume.grid.cropped(start.tolist(), (stop - start).tolist()), spacing_mm)
 
 
 @CROPS.register("cube")
-def cube_around(volume: Volume, config: PreprocessConfig, center_mm: FloatTriple | None) -> Grid:
+def cube_around(
+    volume: Volume, config: PreprocessConfig, spacing_mm: FloatTriple, center_mm: FloatTriple | None
+) -> Grid:
     """Return the grid of ``cube_mm`` around a centre, of the same shape for every case; it may reach outside.
 
     Raises:
@@ -56,8 +83,8 @@ def cube_around(volume: Volume, config: PreprocessConfig, center_mm: FloatTriple
     index = grid.world_to_index(middle)
     if np.any(index < -0.5) or np.any(index > np.asarray(grid.shape) - 0.5):
         raise InputError(f"the cube's centre {np.round(middle, 1).tolist()} mm (RAS) lies outside the image")
-    shape = np.maximum(np.round(config.cube_mm / np.asarray(config.spacing_mm)), 1).astype(int)
-    return centered_grid(middle, shape, nearest_rotation(grid.direction), config.spacing_mm)
+    shape = np.maximum(np.round(config.cube_mm / np.asarray(spacing_mm)), 1).astype(int)
+    return centered_grid(middle, shape, nearest_rotation(grid.direction), spacing_mm)
 
 
 def bounding_box(mask: Array) -> tuple[Array, Array]:

@@ -69,21 +69,19 @@ def align_axes(volume: V, direction: Affine) -> V:
     return type(volume)(array, affine)
 
 
-def prepared_orientation(grid: Grid, spacing_mm: FloatTriple) -> str:
+def prepared_orientation(grid: Grid, spacing_mm: FloatTriple | None) -> str:
     """Choose the orientation of the prepared array.
 
     Args:
         grid: the native grid.
-        spacing_mm: the prepared spacing along (D, H, W).
+        spacing_mm: the prepared spacing along (D, H, W); ``None`` where the native spacing is kept.
 
     Returns:
-        ``"SPL"``; but where the prepared spacing stays coarsest along D and the native one is coarsest along another
-        world axis (a coronal or sagittal series), the upright orientation with that axis as D.
+        ``"SPL"``; but where the native spacing is coarsest along another world axis (a coronal or sagittal series) and
+        the prepared one stays so along D, the upright orientation with that axis as D.
     """
-    d, h, w = spacing_mm
     native = np.asarray(grid.spacing_mm)
     coarsest = int(native.argmax())
     is_slab = native[coarsest] > ANISOTROPIC_RATIO * np.median(native)
-    if d > max(h, w) and is_slab:
-        return UPRIGHT[grid.orientation[coarsest]]
-    return CANONICAL_ORIENTATION
+    stays_coarsest = spacing_mm is None or spacing_mm[0] > max(spacing_mm[1:])
+    return UPRIGHT[grid.orientation[coarsest]] if is_slab and stays_coarsest else CANONICAL_ORIENTATION

@@ -81,9 +81,13 @@ def test_wrong_orientations(orientation: str, message: str) -> None:
         ((1, 5, 1), (5, 1, 1), "PIL"),  # coronal
         ((5, 1, 1), (5, 1, 1), "LIP"),  # sagittal
         ((1, 1.2, 1), (5, 1, 1), "SPL"),  # no slab
+        ((1, 1, 5), None, "SPL"),  # native spacing: by the slab's own axis
+        ((1, 5, 1), None, "PIL"),
+        ((5, 1, 1), None, "LIP"),
+        ((1, 1.2, 1), None, "SPL"),
     ],
 )
 def test_the_coarsest_axis_stays_through_plane(
-    diagonal: tuple[float, ...], spacing: tuple[float, float, float], expected: str
+    diagonal: tuple[float, ...], spacing: tuple[float, float, float] | None, expected: str
 ) -> None:
     assert prepared_orientation(Grid((4, 5, 6), np.diag([*diagonal, 1.0])), spacing) == expected
