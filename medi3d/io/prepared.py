@@ -4,36 +4,82 @@
     folder/fingerprint.json         statistics of the raw data
     folder/cases/<case_id>/         case.json, image.b2nd, label.b2nd, foreground.b2nd
 
-Arrays are blosc2 b2nd files, LZ4 with byte shuffle. A case appears whole or not at all, and ``dataset.json`` is written
-last. It holds no patient identifier: patients are known by a hash.
+Arrays are blosc2 b2nd files, written a slab of planes at a time, so that no volume has to fit in memory. A case appears
+whole or not at all, and ``dataset.json`` is written last. It holds no patient identifier: patients are known by a hash.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import blosc2
 import numpy as np
+import numpy.typing as npt
 
 from medi3d.errors import InputError
 from medi3d.io import atomic
+from medi3d.io.foreground import count_labels, sample_foreground
 from medi3d.io.record import Record
 from medi3d.types import Array, IntTriple, PathLike
-from medi3d.volume import LabelMap, Volume
 
 FORMAT = 1
 """Version of the layout above; prepared data of another one is prepared anew."""
 
-MAX_FOREGROUND_SAMPLES = 2000
 _CHUNK, _BLOCK = 64, 32
 _ONE_THREAD = {"nthreads": 1}
+# A CT of 375x358x358 float32, one thread: bit shuffle 0.21 CPU-s to write and 1.3 ms to read a patch of 64 voxels, byte
+# shuffle 0.32 and 1.6, zstd 0.51 and 3.0; 8 to 12 % larger than byte shuffle on MR, equal on CT. Blocks of 16 read
+# patches in 1.0 ms but take longer to write; larger blocks read in up to 2.7 ms.
+_COMPRESSION = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], **_ONE_THREAD}
 _DATASET, _FINGERPRINT, _CASES, _CASE = "dataset.json", "fingerprint.json", "cases", "case.json"
 _IMAGE, _LABEL, _FOREGROUND = "image.b2nd", "label.b2nd", "foreground.b2nd"
+
+
+class Slabs(Protocol):
+    """A prepared array that is computed, or read, one slab of planes at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(C, D, H, W)``."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the slabs' entries."""
+
+    def slab(self, start: int, stop: int) -> Array:
+        """Return the planes ``start`` to ``stop`` (not included), ``(C, stop - start, H, W)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySlabs:
+    """The slabs of an array that is there already, ``(C, D, H, W)``.
+
+    Example:
+        >>> ArraySlabs(np.zeros((1, 5, 6, 7), np.uint8)).slab(2, 4).shape
+        (1, 2, 6, 7)
+    """
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(C, D, H, W)``."""
+        c, d, h, w = self.array.shape
+        return int(c), int(d), int(h), int(w)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the entries."""
+        return self.array.dtype
+
+    def slab(self, start: int, stop: int) -> Array:
+        """Return a view of some planes."""
+        return self.array[:, start:stop]
 
 
 @dataclass(frozen=True)
@@ -163,24 +209,21 @@ def stored_case_ids(store: Path) -> list[str]:
     return sorted(path.parent.name for path in (store / _CASES).glob(f"*/{_CASE}"))
 
 
-def write_case(case: PreparedCase, image: Volume, label: LabelMap | None) -> None:
+def write_case(case: PreparedCase, image: Slabs, label: Slabs | None) -> None:
     """Write a case to ``case.folder``, in place of an earlier version; it appears whole or not at all.
 
     Args:
         case: its description; ``case.record.prepared`` is the grid of ``image`` and ``label``.
-        image: ``(C, D, H, W)``, stored as float32.
-        label: ``(1, D, H, W)`` with values up to 255, or ``None``.
+        image: ``(C, D, H, W)``, stored as float32; asked for slabs of 64 planes, in order, each once.
+        label: ``(1, D, H, W)`` with values up to 255, or ``None``; likewise.
 
     Raises:
         InputError: label values do not fit uint8.
     """
-    if label is not None and (label.array.min() < 0 or label.array.max() > 255):
-        raise InputError(f"case {case.case_id}: prepared label values must lie in 0..255")
     with atomic.new_folder(case.folder) as folder:
-        _write_array(np.asarray(image.array, dtype=np.float32), folder / _IMAGE)
+        _write_slabs(image, folder / _IMAGE, np.float32)
         if label is not None:
-            _write_array(label.array.astype(np.uint8), folder / _LABEL)
-            _write_foreground(label.array[0], folder / _FOREGROUND)
+            _write_label(label, folder, case.case_id)
         values = {
             "format": FORMAT,
             "case_id": case.case_id,
@@ -189,6 +232,7 @@ def write_case(case: PreparedCase, image: Volume, label: LabelMap | None) -> Non
             "content_hash": case.content_hash,
             "record": case.record.to_json(),
             "statistics": case.statistics,
+            "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         }
         (folder / _CASE).write_bytes(_to_json(values))
 
@@ -218,12 +262,17 @@ def read_case(folder: Path) -> PreparedCase:
 
 
 def stored_hash(folder: Path) -> str | None:
-    """Return the content hash of the case in ``folder``, ``None`` where there is no readable one of this format."""
+    """Return the content hash of the case in ``folder``, ``None`` where there is no whole one of this format.
+
+    A case is whole where its files are as long as they were when written: a power cut leaves shorter ones behind,
+    because they are not forced to the disk one by one (``fsync`` took 5 ms a case).
+    """
     try:
         values = _read_json(folder / _CASE)
-    except (OSError, InputError):
+        whole = all((folder / name).stat().st_size == size for name, size in values["file_bytes"].items())
+    except (OSError, InputError, KeyError):
         return None
-    return values.get("content_hash") if values.get("format") == FORMAT else None
+    return values.get("content_hash") if whole and values.get("format") == FORMAT else None
 
 
 def _open(path: Path) -> blosc2.NDArray:
@@ -233,31 +282,48 @@ def _open(path: Path) -> blosc2.NDArray:
         raise InputError(f"{path}: unreadable prepared array ({error}); run `medi3d preprocess --overwrite`") from None
 
 
-def _write_array(array: Array, path: Path) -> None:
-    lead = (1,) * (array.ndim - 3)
-    chunks = lead + tuple(min(_CHUNK, n) for n in array.shape[-3:])
-    blosc2.asarray(
-        np.ascontiguousarray(array),
+def _slabs_of(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return (start, stop) along D of the layers of chunks that cover ``(C, D, H, W)``."""
+    return [(start, min(start + _CHUNK, shape[1])) for start in range(0, shape[1], _CHUNK)]
+
+
+def _write_slabs(
+    slabs: Slabs, path: Path, dtype: npt.DTypeLike, *, look: Callable[[Array], None] = lambda _: None
+) -> blosc2.NDArray:
+    """Write an array layer by layer of its chunks; ``look`` sees each before it is stored."""
+    c, *space = slabs.shape
+    stored = blosc2.empty(
+        (c, *space),
+        dtype=dtype,
         urlpath=str(path),
         mode="w",
-        chunks=chunks,
-        blocks=lead + tuple(min(_BLOCK, n) for n in array.shape[-3:]),
-        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], **_ONE_THREAD},
+        chunks=(1, *(min(_CHUNK, n) for n in space)),
+        blocks=(1, *(min(_BLOCK, n) for n in space)),
+        cparams=_COMPRESSION,
+        dparams=_ONE_THREAD,
     )
+    for start, stop in _slabs_of(slabs.shape):
+        slab = slabs.slab(start, stop)
+        look(slab)
+        stored[:, start:stop] = np.ascontiguousarray(slab, dtype=dtype)
+    return stored
 
 
-def _write_foreground(label: Array, path: Path) -> None:
-    """Store rows ``(value, d, h, w)`` of sampled voxels of every foreground value of ``label``, ``(D, H, W)``."""
-    generator = np.random.default_rng(0)
-    rows = []
-    for value in np.unique(label[label > 0]):
-        flat = np.flatnonzero(label == value)
-        if flat.size > MAX_FOREGROUND_SAMPLES:
-            flat = np.sort(generator.choice(flat, MAX_FOREGROUND_SAMPLES, replace=False))
-        where = np.stack(np.unravel_index(flat, label.shape), axis=1)
-        rows.append(np.insert(where, 0, value, axis=1))
-    if rows:
-        blosc2.asarray(np.concatenate(rows).astype(np.int32), urlpath=str(path), mode="w", cparams=_ONE_THREAD)
+def _write_label(label: Slabs, folder: Path, case_id: str) -> None:
+    """Store a label map, and rows ``(value, d, h, w)`` of sampled voxels of each of its foreground values."""
+    counts: list[Array] = []
+
+    def look(slab: Array) -> None:
+        if slab.dtype != np.uint8 and (slab.min() < 0 or slab.max() > 255):
+            raise InputError(f"case {case_id}: prepared label values must lie in 0..255")
+        counts.append(count_labels(slab[0].astype(np.uint8, copy=False)))
+
+    stored = _write_slabs(label, folder / _LABEL, np.uint8, look=look)
+    rows = sample_foreground(
+        np.concatenate(counts), _slabs_of(label.shape), lambda start, stop: np.asarray(stored[0, start:stop])
+    )
+    if len(rows):
+        blosc2.asarray(rows, urlpath=str(folder / _FOREGROUND), mode="w", cparams=_ONE_THREAD)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from medi3d._version import __version__
 from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import InputError, Medi3dError
 from medi3d.io import prepared
-from medi3d.io.prepared import PreparedCase
+from medi3d.io.prepared import ArraySlabs, PreparedCase
 from medi3d.preprocess.fingerprint import join_fingerprint
 from medi3d.preprocess.pipeline import prepare_and_measure
-from medi3d.preprocess.sources import CaseProblem, RawCase, find_raw_cases
+from medi3d.preprocess.raw_case import CaseProblem, RawCase
+from medi3d.preprocess.sources import find_raw_cases
 from medi3d.types import PathLike
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def _prepare_and_write(raw: RawCase, task: TaskConfig, store: Path, overwrite: b
         content_hash=digest,
         statistics=statistics,
     )
-    prepared.write_case(case, image, label)
+    prepared.write_case(case, ArraySlabs(image.array), None if label is None else ArraySlabs(label.array))
     return True
 
 

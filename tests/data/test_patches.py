@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from medi3d.config import AugmentConfig
 from medi3d.data.augment import Augmenter
 from medi3d.data.patches import PatchDataset, read_patch
-from medi3d.io.prepared import PreparedCase, read_case, write_case
+from medi3d.io.prepared import ArraySlabs, PreparedCase, read_case, write_case
 from medi3d.io.record import Record
 from medi3d.types import IntTriple
-from medi3d.volume import LabelMap, Volume
+from medi3d.volume import Volume
 
 SHAPE = (12, 20, 17)
 
@@ -29,7 +29,7 @@ def store_case(folder: Path, name: str, *, shape: IntTriple = SHAPE, labelled: b
     image = Volume(np.stack([place, label.astype(np.float32)]), np.diag([3.0, 2.0, 1.0, 1.0]))
     target = None if labelled else 1
     case = PreparedCase(folder / name, name, name, target, Record(image.grid, image.grid), "", {})
-    write_case(case, image, LabelMap(label[None], image.affine) if labelled else None)
+    write_case(case, ArraySlabs(image.array), ArraySlabs(label[None]) if labelled else None)
     return read_case(folder / name)
 
 
@@ -102,7 +102,7 @@ def test_a_foreground_patch_is_centred_on_its_voxel_where_the_rim_allows(tmp_pat
     label[5, 11, 8] = 1
     image = Volume(np.stack([label, label]).astype(np.float32), np.eye(4))
     case = PreparedCase(tmp_path / "a", "a", "a", None, Record(image.grid, image.grid), "", {})
-    write_case(case, image, LabelMap(label[None], image.affine))
+    write_case(case, ArraySlabs(image.array), ArraySlabs(label[None]))
     sample = make_dataset([read_case(tmp_path / "a")], foreground_fraction=1.0)[0]
     assert np.argwhere(sample["label"].numpy()).tolist() == [[5 // 2, 8 // 2, 6 // 2]]
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from medi3d.errors import InputError
-from medi3d.io import PreparedCase, PreparedStore, Record, prepared, write_case
-from medi3d.volume import Grid, LabelMap, Volume
+from medi3d.io import PreparedCase, PreparedStore, Record, foreground, prepared, write_case
+from medi3d.io.prepared import ArraySlabs
+from medi3d.volume import Grid, Volume
 
 AFFINE = np.array([[0.0, 0.1, -0.8, 1 / 3], [0, -0.9, 0.1, 6], [2.5, 0, 0, 7], [0, 0, 0, 1]])
 SHAPE = (40, 70, 90)
 
 
-def make(store: Path, case_id: str = "a") -> tuple[PreparedCase, Volume, LabelMap]:
+def make(store: Path, case_id: str = "a") -> tuple[PreparedCase, ArraySlabs, ArraySlabs]:
     rng = np.random.default_rng(3)
     image = Volume(rng.normal(size=(2, *SHAPE)).astype("f4"), AFFINE)
     label = np.zeros((1, *SHAPE), "uint8")
@@ -23,7 +24,7 @@ def make(store: Path, case_id: str = "a") -> tuple[PreparedCase, Volume, LabelMa
     label[0, 12, 13, 14] = 3
     record = Record(Grid((5, 6, 7), np.diag([3.0, 2.0, 1.0, 1.0])), image.grid, ({"step": "orient", "to": "SPL"},))
     case = PreparedCase(prepared.case_folder(store, case_id), case_id, "0123456789ab", 1, record, "hash", {"n": 1.5})
-    return case, image, LabelMap(label, AFFINE)
+    return case, ArraySlabs(image.array), ArraySlabs(label)
 
 
 def test_a_case_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -53,13 +54,13 @@ def test_a_patch_reads_only_its_chunks(tmp_path: Path) -> None:
 def test_foreground_samples_are_voxels_of_their_label(tmp_path: Path) -> None:
     case, image, label = make(tmp_path)
     write_case(case, image, label)
-    foreground = prepared.read_case(case.folder).foreground
-    assert set(foreground) == {1, 3}
-    np.testing.assert_array_equal(foreground[3], [[12, 13, 14]])
-    assert foreground[1].shape == (prepared.MAX_FOREGROUND_SAMPLES, 3)
-    assert len(np.unique(foreground[1], axis=0)) == prepared.MAX_FOREGROUND_SAMPLES
-    assert (label.array[0][tuple(foreground[1].T)] == 1).all()
-    np.testing.assert_allclose(foreground[1].mean(axis=0), [17, 34.5, 43], atol=2)
+    found = prepared.read_case(case.folder).foreground
+    assert set(found) == {1, 3}
+    np.testing.assert_array_equal(found[3], [[12, 13, 14]])
+    assert found[1].shape == (foreground.MAX_SAMPLES, 3)
+    assert len(np.unique(found[1], axis=0)) == foreground.MAX_SAMPLES
+    assert (label.array[0][tuple(found[1].T)] == 1).all()
+    np.testing.assert_allclose(found[1].mean(axis=0), [17, 34.5, 43], atol=2)
 
 
 def test_without_label(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_without_label(tmp_path: Path) -> None:
     write_case(case, image, None)
     assert prepared.read_case(case.folder).label() is None
     assert prepared.read_case(case.folder).foreground == {}
-    write_case(case, image, LabelMap(np.zeros_like(label.array), AFFINE))
+    write_case(case, image, ArraySlabs(np.zeros_like(label.array)))
     assert prepared.read_case(case.folder).foreground == {}
 
 
@@ -77,7 +78,7 @@ def test_labels_must_fit(tmp_path: Path, value: int) -> None:
     wrong = label.array.astype("int16")
     wrong[0, 0, 0, 0] = value
     with pytest.raises(InputError, match=r"case a: prepared label values must lie in 0\.\.255"):
-        write_case(case, image, LabelMap(wrong, AFFINE))
+        write_case(case, image, ArraySlabs(wrong))
 
 
 def test_a_killed_write_leaves_the_old_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_a_killed_write_leaves_the_old_case(tmp_path: Path, monkeypatch: pytest.
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepared, "_write_foreground", killed)
+    monkeypatch.setattr(prepared, "sample_foreground", killed)
     with pytest.raises(KeyboardInterrupt):
         write_case(replace(case, content_hash="new"), image, label)
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["a"]
@@ -184,3 +185,48 @@ def test_record_survives_json() -> None:
         assert ours.shape == theirs.shape
         np.testing.assert_array_equal(ours.affine, theirs.affine)
     assert again.steps == record.steps
+
+
+class Recorded(ArraySlabs):
+    """Notes which slabs are asked for."""
+
+    asked: list[tuple[int, int]]
+
+    def slab(self, start: int, stop: int) -> np.ndarray:
+        self.asked.append((start, stop))
+        return super().slab(start, stop)
+
+
+def test_slabs_are_asked_for_in_order_and_once_and_give_the_same_as_a_whole_array(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    image = Recorded(rng.normal(size=(2, 150, 21, 33)).astype("f8"))
+    label = Recorded(rng.choice([0, 1, 5], (1, 150, 21, 33), p=[0.6, 0.399, 0.001]).astype("i4"))
+    for slabs in (image, label):
+        object.__setattr__(slabs, "asked", [])
+    record = Record(Grid((5, 6, 7), np.eye(4)), Grid((150, 21, 33), np.eye(4)))
+    case = PreparedCase(prepared.case_folder(tmp_path, "a"), "a", "0" * 12, None, record, "hash", {})
+    write_case(case, image, label)
+    assert image.asked == label.asked == [(0, 64), (64, 128), (128, 150)]
+    again = prepared.read_case(case.folder)
+    np.testing.assert_array_equal(again.image()[:], image.array.astype("f4"))
+    assert again.image().chunks == (1, 64, 21, 33)
+    stored = again.label()
+    assert stored is not None
+    np.testing.assert_array_equal(stored[:], label.array)
+    for value, found in again.foreground.items():
+        everywhere = np.argwhere(label.array[0] == value)
+        rng = np.random.default_rng(0)
+        if value == 1:  # as drawn from the whole array at once
+            everywhere = everywhere[np.sort(rng.choice(len(everywhere), foreground.MAX_SAMPLES, replace=False))]
+        np.testing.assert_array_equal(found, everywhere)
+
+
+def test_a_case_cut_short_by_a_power_failure_is_not_whole(tmp_path: Path) -> None:
+    case, image, label = make(tmp_path)
+    write_case(case, image, label)
+    assert prepared.stored_hash(case.folder) == "hash"
+    stored = case.folder / "label.b2nd"
+    stored.write_bytes(stored.read_bytes()[:-1])
+    assert prepared.stored_hash(case.folder) is None
+    stored.unlink()
+    assert prepared.stored_hash(case.folder) is None

@@ -153,14 +153,14 @@ def test_a_case_gone_bad_is_not_used_any_more(raw: Path, store: Path) -> None:
 
 
 def test_interrupted_then_resumed(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = prepared._write_array
+    write = prepared._write_slabs
 
-    def interrupt(array: np.ndarray, path: Path) -> None:
+    def interrupt(slabs: prepared.Slabs, path: Path, *args: object, **options: object) -> object:
         if path.parent.name.endswith("-b"):
             raise KeyboardInterrupt
-        write(array, path)
+        return write(slabs, path, *args, **options)
 
-    monkeypatch.setattr(prepared, "_write_array", interrupt)
+    monkeypatch.setattr(prepared, "_write_slabs", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(raw, TASK, store)
     monkeypatch.undo()
