@@ -78,6 +78,8 @@ class DataConfig:
     """What a fourth axis of a file is: the channels of one case, or time, where each frame is a case by itself."""
     quantities: tuple[Literal["stored", "suv"], ...] = ("stored",)
     """One entry a channel, or one for all: the values as stored, or PET activity as body-weight SUV (DICOM only)."""
+    allow_empty_labels: bool = False
+    """Whether a label map may be all background, as that of a healthy patient is; else the case is left out."""
     hash_case_ids: bool = False
     """Whether cases are called by a hash in place of their files' names, where those name patients."""
     table: str = "cases.csv"

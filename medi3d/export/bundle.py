@@ -7,6 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 
+from medi3d.config import dump_task
 from medi3d.errors import InputError
 from medi3d.train.checkpoint import load_checkpoint
 from medi3d.train.run import RunFolder
@@ -42,7 +43,7 @@ def export_run(run: Path, output: Path, *, checkpoint: str = "best") -> Path:
         "kind": task.kind,
         "outputs": list(task.data.classes) or ["background", *task.data.labels.values()],
         "channels": list(task.data.channels),
-        "spacing_mm": list(task.preprocess.spacing_mm),
+        "spacing_mm": dump_task(task)["preprocess"]["spacing_mm"],
         "normalize": list(task.normalizations),
         "backbone": task.model.backbone,
         "init": task.model.init if "/" not in task.model.init else "checkpoint",

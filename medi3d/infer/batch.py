@@ -14,8 +14,10 @@ from medi3d.infer.predictor import Predictor
 from medi3d.io import atomic, case_name, image_files, read_label_map, write_label_map
 from medi3d.io.files import is_image
 from medi3d.preprocess.crop import mask_center_mm
+from medi3d.preprocess.layouts import group_channels
 from medi3d.preprocess.pipeline import read_image
-from medi3d.preprocess.sources import RawCase, RawCases, find_raw_cases, group_channels
+from medi3d.preprocess.raw_case import RawCase, RawCases
+from medi3d.preprocess.sources import find_raw_cases
 from medi3d.types import FloatTriple
 from medi3d.volume import Volume
 

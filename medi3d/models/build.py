@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from medi3d.config import TaskConfig, load_task
-from medi3d.inflation import anisotropic
+from medi3d.errors import ConfigError
+from medi3d.inflation import DepthPlan, anisotropic
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoder import create_encoder
 from medi3d.models.unet import UNet
 from medi3d.types import PathLike
 
-INPUT_SCALES = {"ct": "unit", "mr": "zscore", "none": "zscore"}
+INPUT_SCALES = {"ct": "unit", "mr": "zscore", "percentile": "unit", "dataset": "zscore", "none": "zscore"}
 """Normalisation of the prepared channel → the scale that the encoder expects it on."""
 
 
@@ -35,7 +36,6 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         1
     """
     config = task if isinstance(task, TaskConfig) else load_task(task)
-    named = config.model.depth_plan
     encoder = create_encoder(
         config.model.backbone,
         in_channels=config.in_channels,
@@ -45,7 +45,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         stages=config.model.stages,
         stem_stride=config.model.stem_stride,
         image_size=config.train.patch_size[1:],
-        plan=anisotropic(config.preprocess.spacing_mm) if named == "anisotropic" else named,
+        plan=_depth_plan(config),
     )
     if config.kind == "classification":
         return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)
@@ -55,3 +55,15 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         decoder_channels=config.model.decoder_channels,
         dropout=config.model.dropout,
     )
+
+
+def _depth_plan(task: TaskConfig) -> DepthPlan | str:
+    named, spacing_mm = task.model.depth_plan, task.preprocess.spacing_mm
+    if named != "anisotropic":
+        return named
+    if isinstance(spacing_mm, str):
+        raise ConfigError(
+            f"model.depth_plan anisotropic needs a voxel size, and preprocess.spacing_mm is {spacing_mm!r}; prepare "
+            "the data with --spacing median or with millimetres, or choose another plan"
+        )
+    return anisotropic(spacing_mm)

@@ -20,7 +20,7 @@ from medi3d.preprocess.fingerprint import measure_case
 from medi3d.preprocess.intensity import NORMALIZATIONS
 from medi3d.preprocess.orient import prepared_orientation, reorient
 from medi3d.preprocess.resample import resample_to
-from medi3d.preprocess.sources import RawCase
+from medi3d.preprocess.raw_case import RawCase
 from medi3d.types import FloatArray, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume
 

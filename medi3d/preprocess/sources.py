@@ -1,75 +1,23 @@
-"""Finding the raw cases of a data set: one function a layout, from a folder to cases and problems.
+"""Finding the raw cases of a data set: what its layout lists, checked, its frames and ids as the task asks.
 
-Three layouts: ``msd`` (Medical Segmentation Decathlon and nnU-Net folders), ``csv`` (a table, one row a case) and
-``patterns`` (glob patterns with ``{case}``). A problem is one line about one case; the other cases go on.
+A problem is one line about one case; the other cases go on.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+from medi3d import io
 from medi3d.config import DataConfig
 from medi3d.errors import InputError
-from medi3d.io.files import case_name, is_image
-from medi3d.registry import Registry, unknown_name_message
+from medi3d.io.dicom import is_dicom
+from medi3d.preprocess.layouts import LAYOUTS, describe_expected
+from medi3d.preprocess.raw_case import CaseProblem, RawCase, RawCases
 
-
-@dataclass(frozen=True)
-class RawCase:
-    """Where the files of one case lie.
-
-    Args:
-        case_id: the case's name; a folder of the store is called so.
-        patient_id: whose case it is; it is hashed before anything is written.
-        images: one path a channel, or one with all channels.
-        label: its label map.
-        target: its class index.
-        center: a mask whose centre of mass is where the cube is cut.
-    """
-
-    case_id: str
-    patient_id: str
-    images: tuple[Path, ...]
-    label: Path | None = None
-    target: int | None = None
-    center: Path | None = None
-
-
-@dataclass(frozen=True)
-class CaseProblem:
-    """Why a case cannot be used: one line."""
-
-    case_id: str
-    message: str
-
-
-@dataclass
-class RawCases:
-    """What a raw folder holds: usable cases, problems, and how many rows were left out for having no label or class."""
-
-    cases: list[RawCase] = field(default_factory=list)
-    problems: list[CaseProblem] = field(default_factory=list)
-    left_out: int = 0
-
-
-Layout = Callable[[Path, DataConfig, bool], RawCases]
-
-LAYOUTS: Registry[Layout] = Registry("layout")
-"""Name → function of (folder, data configuration, whether labels or classes are needed)."""
-
-_EXPECTED = {
-    "msd": "imagesTr/<case>.nii.gz (or <case>_0000.nii.gz, _0001 … for several channels) and labelsTr/<case>.nii.gz",
-    "csv": "the table {table}, one row a case, with columns {columns}",
-    "patterns": "files that match {patterns}",
-}
-_FIRST_CHANNEL = "_0000"
 _SAFE_ID = re.compile(r"[^/\\\0]+")
 
 
@@ -100,148 +48,54 @@ def find_raw_cases(folder: Path, data: DataConfig, *, need_label: bool) -> RawCa
     found = LAYOUTS[data.layout](folder, data, need_label)
     if not found.cases and not found.problems and not found.left_out:
         raise InputError(f"no cases in {folder}; {describe_expected(data)}")
-    times = Counter(case.case_id for case in found.cases)
-    messages = {case.case_id: _file_problem(case, times[case.case_id]) for case in found.cases}
-    problems = [CaseProblem(case_id, message) for case_id, message in messages.items() if message is not None]
+    checked = _with_files(found)
+    framed = _each_frame(checked) if data.fourth_axis == "time" else checked
+    named = _hash_ids(framed) if data.hash_case_ids else framed
     return RawCases(
-        cases=sorted((case for case in found.cases if messages[case.case_id] is None), key=lambda case: case.case_id),
-        problems=sorted([*found.problems, *problems], key=lambda problem: problem.case_id),
+        cases=sorted(named.cases, key=lambda case: case.case_id),
+        problems=sorted(named.problems, key=lambda problem: problem.case_id),
         left_out=found.left_out,
     )
 
 
-def describe_expected(data: DataConfig) -> str:
-    """Say which layout is expected, where the public data is found, and how to get a synthetic stand-in."""
-    columns = data.columns
-    used = [columns.case, columns.patient, *columns.images, columns.label, columns.target, columns.center]
-    patterns = [*data.patterns.images, *([data.patterns.label] if data.patterns.label else [])]
-    layout = _EXPECTED[data.layout].format(
-        table=data.table, columns=", ".join(name for name in used if name), patterns=", ".join(patterns)
+def hash_patient(patient_id: str) -> str:
+    """Return 12 hexadecimal digits that stand for a patient, or for a case whose name tells of one."""
+    return hashlib.blake2b(patient_id.encode(), digest_size=6).hexdigest()
+
+
+def _with_files(found: RawCases) -> RawCases:
+    """Keep the cases whose ids are unique and can name a folder, and whose files exist."""
+    times = Counter(case.case_id for case in found.cases)
+    messages = {case.case_id: _file_problem(case, times[case.case_id]) for case in found.cases}
+    problems = [CaseProblem(case_id, message) for case_id, message in messages.items() if message is not None]
+    return RawCases(
+        [case for case in found.cases if messages[case.case_id] is None], [*found.problems, *problems], found.left_out
     )
-    source = f"; the public data: {data.source}" if data.source else ""
-    return f"expected (layout {data.layout}): {layout}{source}; `medi3d demo` runs on a synthetic stand-in instead"
 
 
-def group_channels(files: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """Group image files into cases by nnU-Net's channel suffixes ``_0000``, ``_0001``, ….
-
-    Args:
-        files: image files, in any order.
-        channels: number of channels of the task.
-
-    Returns:
-        Case name → files in the order of the channels, counted from ``_0000`` without a gap. Every other file is a case
-        by itself; so are ``scan_0000`` and ``scan_0001`` for a task of one channel, where they are numbered cases.
-
-    Raises:
-        InputError: two files differ only in their format.
-
-    Example:
-        >>> groups = group_channels([Path("a_0001.nii"), Path("a_0000.nii"), Path("b.nii")], 2)
-        >>> {name: [file.name for file in files] for name, files in groups.items()}
-        {'a': ['a_0000.nii', 'a_0001.nii'], 'b': ['b.nii']}
-    """
-    by_name = {case_name(file): file for file in sorted(files)}
-    if len(by_name) != len(files):
-        doubled, times = Counter(case_name(file) for file in files).most_common(1)[0]
-        raise InputError(f"{by_name[doubled].parent}: {times} images are called {doubled!r}; keep one of them")
-    groups: dict[str, tuple[Path, ...]] = {}
-    for name in by_name:
-        stem = name.removesuffix(_FIRST_CHANNEL)
-        members = list(takewhile(lambda member: member in by_name, (f"{stem}_{n:04d}" for n in range(10_000))))
-        if name != stem and (channels > 1 or len(members) == 1):
-            groups[stem] = tuple(by_name[member] for member in members)
-    grouped = {file for members in groups.values() for file in members}
-    alone = {name: (file,) for name, file in by_name.items() if file not in grouped}
-    return dict(sorted({**alone, **groups}.items()))
-
-
-@LAYOUTS.register("msd")
-def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
-    """List a Decathlon or nnU-Net folder: the entries of its ``dataset.json``, or else what ``imagesTr`` holds."""
-    entries = _dataset_entries(folder / "dataset.json")
-    if entries:
-        return _cases_of_entries(folder, entries, data, need_label)
-    images = _images_in(folder / "imagesTr")
-    labels = {case_name(path): path for path in _images_in(folder / "labelsTr")}
-    found = RawCases()
-    grouped = group_channels(images, len(data.channels))
-    for name, files in grouped.items():
-        _add(
-            found,
-            RawCase(name, name, files, label=labels.get(name)),
-            data,
-            need_label,
-            folder / "labelsTr" / f"{name}.nii.gz",
-        )
-    if need_label:
-        found.problems += [
-            CaseProblem(name, f"label {path} has no image in {folder / 'imagesTr'}")
-            for name, path in labels.items()
-            if name not in grouped
-        ]
-    return found
-
-
-@LAYOUTS.register("csv")
-def list_csv(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
-    """List the rows of a table; where labels are needed, rows with an empty class or label are counted, not listed."""
-    table = folder if folder.is_file() else folder / data.table
-    columns = data.columns
-    found = RawCases()
-    for line, row in _read_table(table, data, need_label):
-        needed = [name for name in (columns.target, columns.label) if name and need_label]
-        if not all(row[name].strip() for name in needed):
-            found.left_out += 1
-            continue
+def _each_frame(found: RawCases) -> RawCases:
+    """Make a case of each frame of 4-D files; a 3-D label map is that of every frame."""
+    framed = RawCases(problems=list(found.problems), left_out=found.left_out)
+    for case in found.cases:
         try:
-            case = _case_of_row(table.parent, row, data)
+            frames = {path: io.read_header(path).channels for path in case.images}
+            if len(set(frames.values())) > 1:
+                listed = ", ".join(f"{path} has {count}" for path, count in frames.items())
+                raise InputError(f"the files of a case must have equal numbers of frames, but {listed}")
         except InputError as error:
-            case_id = row[columns.case].strip() or f"line {line}"
-            found.problems.append(CaseProblem(case_id, f"{table}, line {line}: {error}"))
+            framed.problems.append(CaseProblem(case.case_id, str(error)))
             continue
-        _add(found, case, data, need_label, f"column label in {table}")
-    return found
+        count = frames[case.images[0]]
+        framed.cases += [replace(case, case_id=f"{case.case_id}_t{n:03d}", frame=n) for n in range(count)]
+    return framed
 
 
-@LAYOUTS.register("patterns")
-def list_patterns(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
-    """List what glob patterns with ``{case}`` match: one file a case and pattern."""
-    if not data.patterns.images:
-        raise InputError("data.patterns.images is empty; give one pattern with {case} for each channel")
-    candidates = [(path, path.relative_to(folder).as_posix()) for path in sorted(folder.rglob("*")) if is_image(path)]
-    by_pattern = [_match_pattern(pattern, candidates) for pattern in data.patterns.images]
-    labels = _match_pattern(data.patterns.label, candidates) if data.patterns.label else {}
-    found = RawCases()
-    for name in sorted({name for matches in by_pattern for name in matches} | (set(labels) if need_label else set())):
-        wanted = [
-            (pattern, matches.get(name, [])) for pattern, matches in zip(data.patterns.images, by_pattern, strict=True)
-        ]
-        if name in labels:
-            wanted.append((str(data.patterns.label), labels[name]))
-        case_id = name.replace("/", "_")
-        wrong = [f"{len(paths)} files match {pattern!r}, expected one" for pattern, paths in wanted if len(paths) != 1]
-        if wrong:
-            found.problems.append(CaseProblem(case_id, f"{folder / name}: {wrong[0]}"))
-            continue
-        images = tuple(matches[name][0] for matches in by_pattern)
-        label = labels[name][0] if name in labels else None
-        _add(
-            found,
-            RawCase(case_id, case_id, images, label=label),
-            data,
-            need_label,
-            str(folder / str(data.patterns.label)),
-        )
-    return found
-
-
-def _add(found: RawCases, case: RawCase, data: DataConfig, need_label: bool, expected_label: Path | str) -> None:
-    if need_label and not data.classes and case.label is None:
-        message = f"image {case.images[0]} has no label; expected {expected_label}"
-        found.problems.append(CaseProblem(case.case_id, message))
-    else:
-        found.cases.append(case)
+def _hash_ids(found: RawCases) -> RawCases:
+    return RawCases(
+        [replace(case, case_id=hash_patient(case.case_id)) for case in found.cases],
+        [replace(problem, case_id=hash_patient(problem.case_id)) for problem in found.problems],
+        found.left_out,
+    )
 
 
 def _file_problem(case: RawCase, times: int) -> str | None:
@@ -251,102 +105,5 @@ def _file_problem(case: RawCase, times: int) -> str | None:
         return f"{case.case_id!r} cannot name a folder; use an id without slashes that does not start with a dot"
     named = [("image", path) for path in case.images]
     named += [(kind, path) for kind, path in (("label", case.label), ("center mask", case.center)) if path]
-    missing = [f"{kind} {path} does not exist" for kind, path in named if not path.exists()]
+    missing = [f"{kind} {path} does not exist" for kind, path in named if not (path.exists() or is_dicom(path))]
     return missing[0] if missing else None
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if is_image(path)] if folder.is_dir() else []
-
-
-def _dataset_entries(path: Path) -> list[dict[str, object]]:
-    """Return the ``training`` entries of a Decathlon ``dataset.json``; nnU-Net's own has none."""
-    if not path.is_file():
-        return []
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not readable JSON ({error}); mend it or remove it to use what imagesTr holds"
-        ) from None
-    entries = values.get("training", []) if isinstance(values, dict) else []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "image" in entry for entry in entries):
-        raise InputError(f'{path}: "training" must be a list of entries with "image" and "label"')
-    return entries
-
-
-def _cases_of_entries(folder: Path, entries: list[dict[str, object]], data: DataConfig, need_label: bool) -> RawCases:
-    found = RawCases()
-    for entry in entries:
-        image = folder / str(entry["image"])
-        name = case_name(image)
-        # nnU-Net lists <case>.nii.gz and stores <case>_0000.nii.gz
-        split = tuple(
-            image.with_name(f"{name}_{channel:04d}{image.name[len(name) :]}") for channel in range(len(data.channels))
-        )
-        images = split if not image.exists() and split[0].exists() else (image,)
-        label = folder / str(entry["label"]) if entry.get("label") else None
-        _add(found, RawCase(name, name, images, label=label), data, need_label, f'"label" in {folder / "dataset.json"}')
-    return found
-
-
-def _read_table(table: Path, data: DataConfig, need_label: bool) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and values of each row, after checking that the columns are there."""
-    if not table.is_file():
-        raise InputError(f"{table}: no such table (data.table); {describe_expected(data)}")
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            header = list(reader.fieldnames or [])
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: not a readable CSV table in UTF-8: {error}") from None
-    columns = data.columns
-    optional = [columns.patient, columns.label, columns.target, columns.center]
-    for name in [columns.case, *columns.images, *(optional if need_label else [])]:
-        if name is not None and name not in header:
-            raise InputError(f"{table}: {unknown_name_message('column', name, header)}; data.columns names the columns")
-    return rows
-
-
-def _case_of_row(folder: Path, row: dict[str, str], data: DataConfig) -> RawCase:
-    columns = data.columns
-
-    def value(column: str | None) -> str:
-        return row.get(column, "").strip() if column else ""
-
-    def path(column: str | None) -> Path | None:
-        return folder / value(column) if value(column) else None
-
-    absent = [column for column in (columns.case, *columns.images) if not value(column)]
-    if absent:
-        raise InputError(f"column {absent[0]!r} is empty")
-    target = value(columns.target)
-    if target and target not in data.classes:
-        raise InputError(unknown_name_message("class", target, data.classes))
-    return RawCase(
-        case_id=value(columns.case),
-        patient_id=value(columns.patient) or value(columns.case),
-        images=tuple(folder / value(column) for column in columns.images),
-        label=path(columns.label),
-        target=data.classes.index(target) if target else None,
-        center=path(columns.center),
-    )
-
-
-def _match_pattern(pattern: str, candidates: list[tuple[Path, str]]) -> dict[str, list[Path]]:
-    """Return case → matching paths of a glob pattern, in which ``{case}`` may span folder levels."""
-    if "{case}" not in pattern:
-        raise InputError(f"data.patterns: {pattern!r} has no {{case}}, which stands for the case id")
-    expression, seen = "", False
-    for part in re.split(r"(\{case\}|\*|\?)", pattern):
-        if part == "{case}":
-            expression, seen = expression + ("(?P=case)" if seen else "(?P<case>.+)"), True
-        else:
-            expression += {"*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
-    matches: dict[str, list[Path]] = defaultdict(list)
-    for path, relative in candidates:
-        match = re.fullmatch(expression, relative)
-        if match:
-            matches[match["case"]].append(path)
-    return dict(matches)
