@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 import monai
 import timm
 import torch
+from cost import processor_name
 from monai.networks.nets import resnet18, resnet50
 from plain_networks import swap_layers
 from torch import Tensor, nn
@@ -218,13 +218,7 @@ def ratio(cost: Cost, costs: dict[tuple[str, str], Cost], other: str) -> str:
 
 def device_name(device: str) -> str:
     """Return the name of the processor or the card."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return processor_name() if device == "cpu" else torch.cuda.get_device_name()
 
 
 def main() -> None:
