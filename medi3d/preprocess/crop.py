@@ -8,7 +8,7 @@ import numpy as np
 
 from medi3d.config import PreprocessConfig, Spacing
 from medi3d.errors import ConfigError, InputError
-from medi3d.preprocess.intensity import background_value
+from medi3d.preprocess.foreground import find_background
 from medi3d.preprocess.resample import centered_grid, isotropic_grid, nearest_rotation, resample_to
 from medi3d.registry import Registry
 from medi3d.types import Array, FloatTriple
@@ -55,11 +55,10 @@ def keep_all(volume: Volume, config: PreprocessConfig, spacing_mm: FloatTriple, 
 def foreground_box(
     volume: Volume, config: PreprocessConfig, spacing_mm: FloatTriple, center_mm: FloatTriple | None
 ) -> Grid:
-    """Return the grid of the box of what differs from the constant background in any channel, and 4 mm more."""
+    """Return the grid of the box of what is no background in any channel, and 4 mm more."""
     mask = np.zeros(volume.shape, dtype=bool)
     for channel in volume.array:
-        background = background_value(channel)
-        mask |= True if background is None else channel != background
+        mask |= find_background(channel).foreground(channel)
     if not mask.any():
         raise InputError("every voxel of the image has the same value; leave the case out")
     margin = np.ceil(FOREGROUND_MARGIN_MM / np.asarray(volume.spacing_mm)).astype(int)

@@ -14,7 +14,7 @@ import numpy as np
 
 from medi3d.config import TaskConfig
 from medi3d.io.prepared import PreparedCase
-from medi3d.preprocess.intensity import background_value
+from medi3d.preprocess.foreground import find_background
 from medi3d.types import Array
 from medi3d.volume import LabelMap, Volume
 
@@ -79,8 +79,7 @@ def _label_volumes(cases: Sequence[PreparedCase], value: int) -> list[float]:
 
 
 def _measure_channel(channel: Array) -> dict[str, Any]:
-    background = background_value(channel)
-    voxels = channel.ravel() if background is None else channel[channel != background]
+    voxels = find_background(channel).select(channel)
     voxels = voxels if voxels.size else channel.ravel()
     voxels = voxels[:: max(voxels.size // _MAX_VOXELS, 1)].astype(np.float64)
     return {

@@ -4,9 +4,6 @@ A map is a clip and a linear rescaling, so it can be split around the resampling
 (:meth:`IntensityMap.before`) acts on native voxels, the rest (:meth:`IntensityMap.after`) on resampled ones. Voxels
 that are rare and extreme, or that are no tissue, so never bleed into their neighbours. A slab of the prepared image
 needs no more than the native voxels beneath it.
-
-Statistics are exact up to 2^24 voxels. Of larger channels every k-th row along W is taken, from the first on, with k
-prime to the number of rows in a slice, so that they spread over slices and rows alike; no whole channel is copied.
 """
 
 from __future__ import annotations
@@ -19,14 +16,13 @@ import numpy as np
 
 from medi3d.config import PreprocessConfig
 from medi3d.errors import InputError
+from medi3d.preprocess.foreground import Background, find_background, sample_voxels
 from medi3d.registry import Registry
 from medi3d.types import Array, FloatArray
 
 DatasetIntensities = tuple[float, float, float, float]
 """Low, high, mean and standard deviation of a channel over the whole data set."""
 
-MAX_VOXELS = 2**24
-_BACKGROUND_SHARE = 0.05
 _BLOCK = 2**20
 
 
@@ -120,17 +116,17 @@ def fit_ct(channel: Array, config: PreprocessConfig, dataset: DatasetIntensities
 @NORMALIZATIONS.register("mr")
 def fit_mr(channel: Array, config: PreprocessConfig, dataset: DatasetIntensities | None) -> IntensityMap:
     """Clip to ``clip_percentiles`` and z-score, both of the foreground; a constant background becomes 0."""
-    background = background_value(channel)
+    background = find_background(channel)
     low, high, mean, std = _measure(channel, background, config.clip_percentiles)
-    return IntensityMap(low=low, high=high, offset=mean, scale=std, background=background)
+    return IntensityMap(low=low, high=high, offset=mean, scale=std, background=background.value)
 
 
 @NORMALIZATIONS.register("percentile")
 def fit_percentile(channel: Array, config: PreprocessConfig, dataset: DatasetIntensities | None) -> IntensityMap:
     """Map ``clip_percentiles`` of the foreground to [0, 1]; a constant background becomes 0."""
-    background = background_value(channel)
+    background = find_background(channel)
     low, high, _, _ = _measure(channel, background, config.clip_percentiles)
-    return IntensityMap(low=low, high=high, offset=low, scale=high - low, background=background)
+    return IntensityMap(low=low, high=high, offset=low, scale=high - low, background=background.value)
 
 
 @NORMALIZATIONS.register("dataset")
@@ -153,39 +149,11 @@ def fit_none(channel: Array, config: PreprocessConfig, dataset: DatasetIntensiti
     return IntensityMap()
 
 
-def sample_voxels(channel: Array, limit: int | None = None) -> Array:
-    """Return voxels of a channel ``(D, H, W)``, ``(n,)``: all, or every k-th row along W where there are too many."""
-    depth, height, _ = channel.shape
-    step = -(-channel.size // (limit or MAX_VOXELS))
-    if step <= 1:
-        return np.ravel(channel)
-    while math.gcd(step, height) > 1:
-        step += 1
-    d, h = np.divmod(np.arange(0, depth * height, step), height)
-    return np.ravel(channel[d, h])
-
-
-def background_value(channel: Array) -> float | None:
-    """Return the constant value around the object in a channel ``(D, H, W)``, or ``None`` where there is none.
-
-    It is the value that most of the eight corners share, if more than 5 % of all voxels have it (a brain without its
-    skull, a padded scan); crops from inside a body have no background.
-    """
-    corners = channel[:: max(channel.shape[0] - 1, 1), :: max(channel.shape[1] - 1, 1), :: max(channel.shape[2] - 1, 1)]
-    values, counts = np.unique(corners, return_counts=True)
-    candidate = values[counts.argmax()]
-    voxels = sample_voxels(channel)
-    share = np.count_nonzero(voxels == candidate) / voxels.size
-    return float(candidate) if share > _BACKGROUND_SHARE else None
-
-
 def _measure(
-    channel: Array, background: float | None, percentiles: tuple[float, float]
+    channel: Array, background: Background, percentiles: tuple[float, float]
 ) -> tuple[float, float, float, float]:
     """Return the foreground's percentiles, and mean and standard deviation of what is clipped to them."""
-    voxels = sample_voxels(channel)
-    if background is not None:
-        voxels = voxels[voxels != background]
+    voxels = background.select(sample_voxels(channel))
     if not voxels.size:
         raise InputError(_CONSTANT)
     low, high = (float(value) for value in np.percentile(voxels, percentiles))
