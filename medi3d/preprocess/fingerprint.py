@@ -1,7 +1,8 @@
 """Statistics of a data set's raw cases, in native units: what a plan for the network or a report needs to know.
 
 Each case is measured once, when it is prepared, and the numbers lie in its ``case.json``; the fingerprint joins them.
-It holds no identifiers.
+It holds no identifiers. Percentiles, means and deviations come from up to 2^20 voxels a channel (see
+:func:`~medi3d.preprocess.foreground.sample_voxels`), extremes and label volumes from all.
 """
 
 from __future__ import annotations
@@ -13,80 +14,127 @@ from typing import Any
 import numpy as np
 
 from medi3d.config import TaskConfig
-from medi3d.io.prepared import PreparedCase
-from medi3d.preprocess.foreground import find_background
+from medi3d.io.prepared import PreparedCase, Slabs
+from medi3d.preprocess.foreground import find_background, sample_voxels
+from medi3d.preprocess.regions import measure_labels
 from medi3d.types import Array
 from medi3d.volume import LabelMap, Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
-_MAX_VOXELS = 1_000_000
+_MAX_VOXELS = 2**20
 
 
 def measure_case(volume: Volume, label: LabelMap | None) -> dict[str, Any]:
-    """Measure a raw case: intensities of each channel (outside a constant background) and label volumes.
+    """Measure a raw case: the intensities of each channel's foreground, and its labels.
 
     Args:
-        volume: native intensities ``(C, D, H, W)``.
+        volume: native intensities ``(C, D, H, W)`` of the stored type; they may be a memory map.
         label: its label map, if it has one.
 
     Returns:
-        ``{"channels": [{"percentiles": [...], "mean": …, "std": …}], "label_volumes_ml": {value: ml}}``.
+        ``{"channels": [{"percentiles": [...], "mean": …, "std": …, "min": …, "max": …, "background": …, "air": …,
+        "overlap": …}], "labels": {value: …}}``; ``overlap`` is the share of the smaller one of this and the first
+        channel's foreground that both cover. For ``labels`` see :func:`~medi3d.preprocess.regions.measure_labels`.
     """
-    channels = [_measure_channel(channel) for channel in volume.array]
-    volumes: dict[str, float] = {}
-    if label is not None:
-        voxel_ml = abs(float(np.linalg.det(label.affine[:3, :3]))) / 1000
-        values, counts = np.unique(label.array, return_counts=True)
-        volumes = {str(v): float(n) * voxel_ml for v, n in zip(values.tolist(), counts, strict=True) if v}
-    return {"channels": channels, "label_volumes_ml": volumes}
+    backgrounds = [find_background(channel) for channel in volume.array]
+    samples = [sample_voxels(channel, _MAX_VOXELS) for channel in volume.array]
+    masks = [background.foreground(voxels) for background, voxels in zip(backgrounds, samples, strict=True)]
+    channels = [
+        {
+            **_measure_voxels(voxels[mask] if mask.any() else voxels),
+            "min": float(channel.min()),
+            "max": float(channel.max()),
+            "background": background.value,
+            "air": background.ceiling,
+            "overlap": _overlap(masks[0], mask),
+        }
+        for channel, voxels, mask, background in zip(volume.array, samples, masks, backgrounds, strict=True)
+    ]
+    labels = {} if label is None else measure_labels(volume, label, backgrounds)
+    return {"channels": channels, "labels": labels}
+
+
+class CountedLabels:
+    """Slabs of a prepared label map that pass through and leave the number of voxels of each label behind.
+
+    Args:
+        slabs: of the prepared label map ``(1, D, H, W)``, asked for in order and each once.
+        statistics: what :func:`measure_case` gave; each of ``labels`` gets ``prepared_voxels``, complete with the last
+            slab.
+    """
+
+    def __init__(self, slabs: Slabs, statistics: dict[str, Any]) -> None:
+        self._slabs, self._labels = slabs, statistics["labels"]
+        for values in self._labels.values():
+            values["prepared_voxels"] = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(1, D, H, W)``."""
+        return self._slabs.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the labels."""
+        return self._slabs.dtype
+
+    def slab(self, start: int, stop: int) -> Array:
+        """Return the planes ``start`` to ``stop``, counted."""
+        slab = self._slabs.slab(start, stop)
+        counts = np.bincount(slab[slab != 0], minlength=256).tolist()
+        for value, values in self._labels.items():
+            values["prepared_voxels"] += counts[int(value)]
+        return slab
 
 
 def join_fingerprint(cases: Sequence[PreparedCase], task: TaskConfig) -> dict[str, Any]:
     """Join the measurements of all cases.
 
     Returns:
-        Numbers of cases and groups; minimum, median and maximum over the cases of native spacing, native shape,
-        prepared shape, each channel's percentiles, mean and standard deviation, and each label's volume; class counts.
+        Numbers of cases and groups; minimum, median and maximum over the cases of native spacing, shape and field of
+        view, prepared shape, each channel's percentiles, mean, standard deviation and extremes, and each label's volume
+        and mean intensities; class counts.
     """
     targets = Counter(task.data.classes[case.target] for case in cases if case.target is not None)
+    grids = [case.record.native for case in cases]
     return {
         "cases": len(cases),
         "groups": len({case.group for case in cases}),
-        "native_spacing_mm": _spread([case.record.native.spacing_mm for case in cases]),
-        "native_shape": _spread([case.record.native.shape for case in cases]),
-        "native_orientations": dict(Counter(case.record.native.orientation for case in cases)),
+        "native_spacing_mm": _spread([grid.spacing_mm for grid in grids]),
+        "native_shape": _spread([grid.shape for grid in grids]),
+        "field_of_view_mm": _spread([np.multiply(grid.shape, grid.spacing_mm) for grid in grids]),
+        "native_orientations": dict(Counter(grid.orientation for grid in grids)),
         "prepared_shape": _spread([case.shape for case in cases]),
         "intensity_percentiles": list(PERCENTILES),
         "channels": {
             name: {
                 key: _spread([case.statistics["channels"][index][key] for case in cases])
-                for key in ("percentiles", "mean", "std")
+                for key in ("percentiles", "mean", "std", "min", "max")
             }
             for index, name in enumerate(task.data.channels)
         },
-        "label_volumes_ml": {
-            name: {"cases": len(volumes), **_spread(volumes)}
-            for value, name in task.data.labels.items()
-            for volumes in [_label_volumes(cases, value)]
-        },
+        "labels": {name: _join_label(cases, str(value)) for value, name in task.data.labels.items()},
         "class_counts": {name: targets[name] for name in task.data.classes},
     }
 
 
-def _label_volumes(cases: Sequence[PreparedCase], value: int) -> list[float]:
-    present = (case.statistics["label_volumes_ml"].get(str(value)) for case in cases)
-    return [volume for volume in present if volume is not None]
+def _join_label(cases: Sequence[PreparedCase], value: str) -> dict[str, Any]:
+    present = [case.statistics["labels"][value] for case in cases if value in case.statistics["labels"]]
+    return {"cases": len(present), **{key: _spread([one[key] for one in present]) for key in ("volume_ml", "means")}}
 
 
-def _measure_channel(channel: Array) -> dict[str, Any]:
-    voxels = find_background(channel).select(channel)
-    voxels = voxels if voxels.size else channel.ravel()
-    voxels = voxels[:: max(voxels.size // _MAX_VOXELS, 1)].astype(np.float64)
+def _measure_voxels(voxels: Array) -> dict[str, Any]:
+    numbers = voxels.astype(np.float64)
     return {
         "percentiles": np.percentile(voxels, PERCENTILES).tolist(),
-        "mean": float(voxels.mean()),
-        "std": float(voxels.std()),
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
     }
+
+
+def _overlap(first: Array, second: Array) -> float:
+    smaller = min(np.count_nonzero(first), np.count_nonzero(second))
+    return float(np.count_nonzero(first & second) / smaller) if smaller else 0.0
 
 
 def _spread(rows: Sequence[Any]) -> dict[str, Any]:
