@@ -11,7 +11,8 @@ whole or not at all, and ``dataset.json`` is written last. It holds no patient i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,8 +173,9 @@ def case_folder(store: Path, case_id: str) -> Path:
     return store / _CASES / case_id
 
 
-def open_for_writing(store: Path, task_values: Mapping[str, Any]) -> None:
-    """Make the folders of a store and drop half-written leftovers.
+@contextmanager
+def open_for_writing(store: Path, task_values: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a store to oneself while it is written: make its folders, drop half-written leftovers, before and after.
 
     A store of the same settings stays readable meanwhile: its cases are replaced whole, one by one. One of other
     settings is unfinished from now until :func:`finish`, so that no one trains on a mixture.
@@ -181,16 +183,32 @@ def open_for_writing(store: Path, task_values: Mapping[str, Any]) -> None:
     Args:
         store: the store's folder.
         task_values: what ``dataset.json`` holds as ``task``.
+
+    Raises:
+        InputError: another process writes into the store.
     """
     cases = store / _CASES
-    cases.mkdir(parents=True, exist_ok=True)
-    atomic.remove_leftovers(cases)
-    try:
-        earlier = PreparedStore(store).task_values
-    except InputError:
-        earlier = {}
-    if earlier != json.loads(json.dumps(task_values)):
-        withdraw(store)
+    with atomic.name_the_disk(store):
+        cases.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(store) as locked:
+        _tidy(store, locked)
+        try:
+            earlier = PreparedStore(store).task_values
+        except InputError:
+            earlier = {}
+        if earlier != json.loads(json.dumps(task_values)):
+            withdraw(store)
+        try:
+            yield
+        finally:
+            _tidy(store, locked)
+
+
+def _tidy(store: Path, locked: bool) -> None:
+    """Delete what killed processes left, where a lock tells that no other one is at work."""
+    if locked:
+        atomic.remove_leftovers(store)
+        atomic.remove_leftovers(store / _CASES)
 
 
 def withdraw(store: Path) -> None:
@@ -234,7 +252,8 @@ def write_case(case: PreparedCase, image: Slabs, label: Slabs | None) -> None:
             "statistics": case.statistics,
             "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         }
-        (folder / _CASE).write_bytes(_to_json(values))
+        with atomic.name_the_disk(folder):
+            (folder / _CASE).write_bytes(_to_json(values))
 
 
 def read_case(folder: Path) -> PreparedCase:
@@ -292,20 +311,16 @@ def _write_slabs(
 ) -> blosc2.NDArray:
     """Write an array layer by layer of its chunks; ``look`` sees each before it is stored."""
     c, *space = slabs.shape
-    stored = blosc2.empty(
-        (c, *space),
-        dtype=dtype,
-        urlpath=str(path),
-        mode="w",
-        chunks=(1, *(min(_CHUNK, n) for n in space)),
-        blocks=(1, *(min(_BLOCK, n) for n in space)),
-        cparams=_COMPRESSION,
-        dparams=_ONE_THREAD,
-    )
+    chunks, blocks = ((1, *(min(edge, n) for n in space)) for edge in (_CHUNK, _BLOCK))
+    layout = {"chunks": chunks, "blocks": blocks, "cparams": _COMPRESSION, "dparams": _ONE_THREAD}
+    with atomic.name_the_disk(path.parent):
+        stored = blosc2.empty((c, *space), dtype=dtype, urlpath=str(path), mode="w", **layout)
     for start, stop in _slabs_of(slabs.shape):
         slab = slabs.slab(start, stop)
         look(slab)
-        stored[:, start:stop] = np.ascontiguousarray(slab, dtype=dtype)
+        slab = np.ascontiguousarray(slab, dtype=dtype)
+        with atomic.name_the_disk(path.parent):
+            stored[:, start:stop] = slab
     return stored
 
 
@@ -323,7 +338,8 @@ def _write_label(label: Slabs, folder: Path, case_id: str) -> None:
         np.concatenate(counts), _slabs_of(label.shape), lambda start, stop: np.asarray(stored[0, start:stop])
     )
     if len(rows):
-        blosc2.asarray(rows, urlpath=str(folder / _FOREGROUND), mode="w", cparams=_ONE_THREAD)
+        with atomic.name_the_disk(folder):
+            blosc2.asarray(rows, urlpath=str(folder / _FOREGROUND), mode="w", cparams=_ONE_THREAD)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

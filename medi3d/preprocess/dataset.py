@@ -8,34 +8,30 @@ can no longer be used, stays on disk untouched but is not listed in ``dataset.js
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
-
 from medi3d._version import __version__
 from medi3d.config import TaskConfig, dump_task
-from medi3d.errors import InputError, Medi3dError
 from medi3d.io import prepared
-from medi3d.io.prepared import ArraySlabs, PreparedCase
+from medi3d.preprocess.budget import Budget, estimate_bytes
+from medi3d.preprocess.executors import Cluster, Piece, Pool, Processes, run_all
 from medi3d.preprocess.fingerprint import join_fingerprint
-from medi3d.preprocess.pipeline import prepare_and_measure
-from medi3d.preprocess.raw_case import CaseProblem, RawCase
+from medi3d.preprocess.jobs import Job, Outcome, prepare_one, settings_hash
+from medi3d.preprocess.raw_case import CaseProblem
 from medi3d.preprocess.sources import find_raw_cases
 from medi3d.types import PathLike
 
-logger = logging.getLogger(__name__)
-
 Progress = Callable[[int, int], None]
 """Called with (cases done, cases in all)."""
+
+KILLED = (
+    "the process that worked on this case was killed twice, most likely for lack of memory; give more memory, or less "
+    "to others (--memory, --workers)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,19 +53,15 @@ class Summary:
     stale: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    case_id: str
-    is_new: bool = False
-    problem: str | None = None
-
-
 def prepare_dataset(
     raw_folder: PathLike,
     task: TaskConfig,
     output: PathLike,
     *,
     workers: int = 1,
+    memory_bytes: int | None = None,
+    scheduler: str | None = None,
+    scratch: PathLike | None = None,
     on_progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Summary:
@@ -80,25 +72,36 @@ def prepare_dataset(
         task: the task.
         output: folder of the prepared store.
         workers: number of processes; 1 works in this one.
+        memory_bytes: memory of all cases under way together; ``None`` takes 80 % of what is free. A case that needs
+            more than that is prepared alone, its voxels in a file that is mapped into memory.
+        scheduler: address of a Dask scheduler, ``tcp://host:port``, whose workers then do the work.
+        scratch: folder for such files; ``None`` is the store's own.
         on_progress: called after every case.
         overwrite: prepare unchanged cases as well.
 
     Raises:
-        InputError: there is no raw data. Where none of it can be used, all are problems and the store stays unfinished.
+        InputError: there is no raw data, another run writes into the store, or no scheduler answers. Where none of the
+            cases can be used, all are problems and the store stays unfinished.
+        Medi3dError: the store cannot be written; what is prepared is kept.
     """
     store = Path(output)
     raw = find_raw_cases(Path(raw_folder), task.data, need_label=True)
-    prepared.open_for_writing(store, _task_values(task))
-    jobs = [(case, task, store, overwrite) for case in raw.cases]
-    outcomes: list[_Outcome] = []
-    for outcome in _run(jobs, workers):
-        outcomes.append(outcome)
-        if on_progress is not None:
-            on_progress(len(outcomes), len(jobs))
-    outcomes.sort(key=lambda outcome: outcome.case_id)
-    usable = [outcome.case_id for outcome in outcomes if outcome.problem is None]
-    failed = [CaseProblem(outcome.case_id, outcome.problem) for outcome in outcomes if outcome.problem is not None]
-    _finish(store, usable, task)
+    budget = Budget.of(memory_bytes)
+    pool: Pool | None = Processes(workers, budget) if min(workers, len(raw.cases)) > 1 else None
+    if scheduler is not None:
+        pool = Cluster(scheduler)
+        budget = pool.budget
+    with prepared.open_for_writing(store, task_values(task)):
+        settings = settings_hash(task)
+        pieces = []
+        for case in raw.cases:
+            needed = estimate_bytes(case)
+            place = Path(scratch or store) if needed > budget.case_bytes else None
+            pieces.append(Piece(Job(case, task, settings, store, overwrite, place), needed))
+        outcomes = _prepare_all(pieces, pool, on_progress)
+        usable = [outcome.case_id for outcome in outcomes if outcome.problem is None]
+        failed = [CaseProblem(outcome.case_id, outcome.problem) for outcome in outcomes if outcome.problem is not None]
+        _finish(store, usable, task)
     return Summary(
         prepared=tuple(outcome.case_id for outcome in outcomes if outcome.is_new),
         skipped=tuple(outcome.case_id for outcome in outcomes if outcome.problem is None and not outcome.is_new),
@@ -108,90 +111,23 @@ def prepare_dataset(
     )
 
 
-def content_hash(raw: RawCase, task: TaskConfig) -> str:
-    """Hash the bytes of a case's files together with the settings and the store's format: equal hash, equal result."""
-    digest = hashlib.blake2b(digest_size=16)
+def task_values(task: TaskConfig) -> dict[str, Any]:
+    """Return what a store keeps of its task."""
     values = dump_task(task)
-    data = {key: values["data"][key] for key in ("channels", "labels", "classes")}
-    settings = [prepared.FORMAT, task.kind, data, values["preprocess"], raw.target, hash_patient(raw.patient_id)]
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    for path in (*raw.images, raw.label, raw.center):
-        digest.update(b"|")
-        for file in _files_of(path):
-            digest.update(hashlib.blake2b(file.read_bytes(), digest_size=16).digest())
-    return digest.hexdigest()
+    return {key: values[key] for key in ("name", "kind", "data", "preprocess")}
 
 
-def hash_patient(patient_id: str) -> str:
-    """Return 12 hexadecimal digits that stand for a patient."""
-    return hashlib.blake2b(patient_id.encode(), digest_size=6).hexdigest()
+def _prepare_all(pieces: Sequence[Piece[Job]], pool: Pool | None, on_progress: Progress | None) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    with closing(run_all(prepare_one, pieces, pool)) as results:
+        for job, outcome in results:
+            outcomes.append(outcome or Outcome(job.raw.case_id, problem=f"{job.raw.images[0]}: {KILLED}"))
+            if on_progress is not None:
+                on_progress(len(outcomes), len(pieces))
+    return sorted(outcomes, key=lambda outcome: outcome.case_id)
 
 
-def _files_of(path: Path | None) -> list[Path]:
-    if path is None:
-        return []
-    return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
-
-
-Job = tuple[RawCase, TaskConfig, Path, bool]
-
-
-def _run(jobs: list[Job], workers: int) -> Iterator[_Outcome]:
-    if min(workers, len(jobs)) <= 1:
-        yield from map(_prepare_one, jobs)
-        return
-    executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        for future in as_completed([executor.submit(_prepare_one, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise Medi3dError(
-            "a worker process was killed, most likely for lack of memory; use fewer --workers. What is prepared is kept"
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Let the parent handle Ctrl-C, and use one thread a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
-def _prepare_one(job: Job) -> _Outcome:
-    raw, task, store, overwrite = job
-    try:
-        return _Outcome(raw.case_id, is_new=_prepare_and_write(raw, task, store, overwrite))
-    except (Medi3dError, OSError, MemoryError) as error:
-        return _Outcome(raw.case_id, problem=_one_line(error))
-    except Exception as error:
-        # a bug, or a file as no one has seen it yet: the other cases go on, the trace is in the log
-        logger.debug("case %s", raw.case_id, exc_info=True)
-        return _Outcome(raw.case_id, problem=f"{raw.images[0]}: unexpected {_one_line(error)}")
-
-
-def _prepare_and_write(raw: RawCase, task: TaskConfig, store: Path, overwrite: bool) -> bool:
-    folder = prepared.case_folder(store, raw.case_id)
-    digest = content_hash(raw, task)
-    if not overwrite and prepared.stored_hash(folder) == digest:
-        return False
-    image, label, record, statistics = prepare_and_measure(raw, task)
-    case = PreparedCase(
-        folder=folder,
-        case_id=raw.case_id,
-        group=hash_patient(raw.patient_id),
-        target=raw.target,
-        record=record,
-        content_hash=digest,
-        statistics=statistics,
-    )
-    prepared.write_case(case, ArraySlabs(image.array), None if label is None else ArraySlabs(label.array))
-    return True
-
-
-def _finish(store: Path, case_ids: list[str], task: TaskConfig) -> None:
+def _finish(store: Path, case_ids: Sequence[str], task: TaskConfig) -> None:
     cases = [prepared.read_case(prepared.case_folder(store, case_id)) for case_id in case_ids]
     if not cases:
         prepared.withdraw(store)
@@ -199,21 +135,11 @@ def _finish(store: Path, case_ids: list[str], task: TaskConfig) -> None:
     digest = hashlib.blake2b("".join(case.content_hash for case in cases).encode(), digest_size=16)
     dataset: dict[str, Any] = {
         "medi3d_version": __version__,
-        "task": _task_values(task),
+        "task": task_values(task),
         "channels": list(task.data.channels),
         "labels": {str(value): name for value, name in task.data.labels.items()},
         "classes": list(task.data.classes),
-        "cases": case_ids,
+        "cases": list(case_ids),
         "fingerprint_hash": digest.hexdigest(),
     }
     prepared.finish(store, dataset=dataset, fingerprint=join_fingerprint(cases, task))
-
-
-def _task_values(task: TaskConfig) -> dict[str, Any]:
-    values = dump_task(task)
-    return {key: values[key] for key in ("name", "kind", "data", "preprocess")}
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -111,7 +111,8 @@ def test_a_killed_swap_is_no_half_case(tmp_path: Path, monkeypatch: pytest.Monke
         write_case(replace(case, content_hash="new"), image, label)
     monkeypatch.undo()
     assert prepared.stored_hash(case.folder) in (None, "hash")
-    prepared.open_for_writing(tmp_path, {})
+    with prepared.open_for_writing(tmp_path, {}):
+        pass
     assert not list((tmp_path / "cases").glob(".*"))
 
 
@@ -121,10 +122,10 @@ def finish(store: Path, *case_ids: str) -> None:
 
 
 def test_store_lists_its_cases_sorted_and_no_others(tmp_path: Path) -> None:
-    prepared.open_for_writing(tmp_path, {})
-    for case_id in ("c", "a", "b"):
-        write_case(*make(tmp_path, case_id))
-    finish(tmp_path, "c", "a")
+    with prepared.open_for_writing(tmp_path, {}):
+        for case_id in ("c", "a", "b"):
+            write_case(*make(tmp_path, case_id))
+        finish(tmp_path, "c", "a")
     store = PreparedStore(tmp_path)
     assert [case.case_id for case in store.cases()] == ["a", "c"]
     assert store.task_values == {"name": "t"}
@@ -138,17 +139,19 @@ def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
         PreparedStore(tmp_path)
     finish(tmp_path)
     assert PreparedStore(tmp_path).cases() == []
-    prepared.open_for_writing(tmp_path, {"name": "t"})
-    assert PreparedStore(tmp_path).cases() == []
-    prepared.open_for_writing(tmp_path, {"name": "other"})
-    with pytest.raises(InputError, match="no finished prepared data"):
+    with prepared.open_for_writing(tmp_path, {"name": "t"}):
+        assert PreparedStore(tmp_path).cases() == []
+    with (
+        prepared.open_for_writing(tmp_path, {"name": "other"}),
+        pytest.raises(InputError, match="no finished prepared data"),
+    ):
         PreparedStore(tmp_path)
 
 
 def test_damaged_stores_say_what_to_do(tmp_path: Path) -> None:
-    prepared.open_for_writing(tmp_path, {})
-    write_case(*make(tmp_path, "a"))
-    finish(tmp_path, "a", "gone")
+    with prepared.open_for_writing(tmp_path, {}):
+        write_case(*make(tmp_path, "a"))
+        finish(tmp_path, "a", "gone")
     with pytest.raises(InputError, match="gone: this prepared case is missing"):
         PreparedStore(tmp_path).cases()
     case = tmp_path / "cases" / "a" / "case.json"

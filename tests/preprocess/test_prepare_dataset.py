@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures.process import BrokenProcessPool
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 
 from medi3d import io
 from medi3d.config import PreprocessConfig, TaskConfig, load_task
-from medi3d.errors import InputError, Medi3dError
+from medi3d.errors import InputError
 from medi3d.io import PreparedStore, prepared
-from medi3d.preprocess import dataset, prepare_dataset
+from medi3d.preprocess import executors, jobs, prepare_dataset
 from medi3d.volume import LabelMap, Volume
 
 AFFINE = np.array([[-0.8, 0, 0, 5], [0, 0.9, 0, 6], [0, 0, 2.0, 7], [0, 0, 0, 1]])[:, [2, 1, 0, 3]]
@@ -194,14 +195,14 @@ def test_interrupting_a_second_run(raw: Path, store: Path, same: bool) -> None:
 
 
 def test_a_bug_in_one_case_does_not_stop_the_others(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = dataset.prepare_and_measure
+    prepare = jobs.prepare_and_measure
 
-    def buggy(case: dataset.RawCase, task: TaskConfig) -> object:
+    def buggy(case: jobs.RawCase, task: TaskConfig) -> object:
         if case.case_id == "b":
             raise ZeroDivisionError("oh\nno")
         return prepare(case, task)
 
-    monkeypatch.setattr(dataset, "prepare_and_measure", buggy)
+    monkeypatch.setattr(jobs, "prepare_and_measure", buggy)
     summary = prepare_dataset(raw, TASK, store)
     assert summary.prepared == ("a", "c")
     assert summary.problems[0].message.endswith("unexpected ZeroDivisionError: oh no")
@@ -225,13 +226,23 @@ def test_processes_do_what_one_does(raw: Path, store: Path, tmp_path: Path) -> N
         assert first.content_hash == second.content_hash
 
 
-def test_a_killed_worker_is_one_line(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(_: object) -> object:
-        raise BrokenProcessPool("terminated abruptly")
+def test_the_case_that_kills_its_worker_is_named_and_the_others_go_on(
+    raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = jobs.prepare_and_measure
 
-    monkeypatch.setattr(dataset, "as_completed", killed)
-    with pytest.raises(Medi3dError, match=r"a worker process was killed, .* use fewer --workers"):
-        prepare_dataset(raw, TASK, store, workers=2)
+    def greedy(case: jobs.RawCase, task: TaskConfig) -> object:
+        if case.case_id == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(case, task)
+
+    monkeypatch.setattr(executors, "start_method", lambda: "fork")  # the patch above is seen by a fork only
+    monkeypatch.setattr(jobs, "prepare_and_measure", greedy)
+    summary = prepare_dataset(raw, TASK, store, workers=2)
+    assert summary.prepared == ("a", "c")
+    assert [problem.case_id for problem in summary.problems] == ["b"]
+    assert "was killed twice, most likely for lack of memory" in summary.problems[0].message
+    assert sorted(path.name for path in (store / "cases").iterdir()) == ["a", "c"]
 
 
 def test_fingerprint(raw: Path, store: Path) -> None:
