@@ -273,7 +273,7 @@ def load_task(
 def parse_task(mapping: Mapping[str, object], *, where: str) -> TaskConfig:
     """Validate a mapping against the schema; ``where`` names it in messages."""
     try:
-        task = TypeAdapter(TaskConfig).validate_python(mapping)
+        task = _schema().validate_python(mapping)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -287,9 +287,15 @@ def parse_task(mapping: Mapping[str, object], *, where: str) -> TaskConfig:
 
 def dump_task(task: TaskConfig) -> dict[str, Any]:
     """Return the configuration as plain YAML types; :func:`parse_task` takes it back."""
-    plain: dict[str, Any] = TypeAdapter(TaskConfig).dump_python(task, mode="json")
+    plain: dict[str, Any] = _schema().dump_python(task, mode="json")
     plain["data"]["labels"] = {int(value): name for value, name in task.data.labels.items()}
     return plain
+
+
+@lru_cache(maxsize=1)
+def _schema() -> TypeAdapter[TaskConfig]:
+    """Return the validator, made once: making it takes 10 ms, more than preparing a small case."""
+    return TypeAdapter(TaskConfig)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
