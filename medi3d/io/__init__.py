@@ -7,8 +7,10 @@ and RAS. Imports the ground floor only.
 from medi3d.io.files import (
     case_name,
     image_files,
+    read_header,
     read_label_map,
     read_volume,
+    source_files,
     write_label_map,
     write_volume,
 )
@@ -23,8 +25,10 @@ __all__ = [
     "case_name",
     "from_sitk",
     "image_files",
+    "read_header",
     "read_label_map",
     "read_volume",
+    "source_files",
     "to_sitk",
     "write_case",
     "write_label_map",

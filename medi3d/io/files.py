@@ -1,8 +1,10 @@
-"""Image files by suffix: a table of readers, and the checks that every image or label map passes."""
+"""Image files by suffix: a table of formats, and the checks that every image or label map passes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,38 +12,70 @@ import numpy as np
 import numpy.typing as npt
 
 from medi3d.errors import InputError
-from medi3d.io.dicom import is_dicom_file, is_dicom_folder, read_dicom
-from medi3d.io.itk import read_itk
-from medi3d.io.nifti import read_nifti, write_nifti
-from medi3d.io.raw import RawImage
+from medi3d.io.dicom import is_dicom, list_series, read_dicom, read_dicom_header, series_files
+from medi3d.io.metaimage import open_metaimage
+from medi3d.io.nifti import open_nifti, write_nifti
+from medi3d.io.nrrd import open_nrrd
+from medi3d.io.raw import Header, RawImage
+from medi3d.io.streams import is_folder, open_file
+from medi3d.io.values import check_finite, to_label_array
+from medi3d.io.voxels import ImageFile
 from medi3d.types import Array, PathLike
 from medi3d.volume import LabelMap, Volume
 
 V = TypeVar("V", bound=Volume)
 
-READERS: dict[str, Callable[[Path], RawImage]] = {
-    ".nii": read_nifti,
-    ".nii.gz": read_nifti,
-    ".nrrd": read_itk,
-    ".mha": read_itk,
-    ".mhd": read_itk,
+FORMATS: dict[str, Callable[[Path], ImageFile]] = {
+    ".nii": open_nifti,
+    ".nii.gz": open_nifti,
+    ".hdr": open_nifti,
+    ".hdr.gz": open_nifti,
+    ".img": open_nifti,
+    ".img.gz": open_nifti,
+    ".nrrd": open_nrrd,
+    ".nhdr": open_nrrd,
+    ".mha": open_metaimage,
+    ".mhd": open_metaimage,
 }
-"""Suffix → reader; a folder of DICOM files is read by :func:`medi3d.io.dicom.read_dicom`."""
+"""Suffix → what reads and checks a file's header; a DICOM series is :mod:`medi3d.io.dicom`'s."""
+
+_BODIES = (".img", ".img.gz")
+"""Read when they are named, but listed under their headers."""
 
 WRITERS: dict[str, Callable[[Volume, Path], None]] = {".nii": write_nifti, ".nii.gz": write_nifti}
+
+
+@dataclass(frozen=True)
+class _DicomSeries:
+    """A DICOM series, with what an :class:`ImageFile` has."""
+
+    path: Path
+
+    @property
+    def header(self) -> Header:
+        return read_dicom_header(self.path)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(series_files(self.path))
 
 
 def image_suffix(path: Path) -> str | None:
     """Return the suffix by which a file's name makes it an image, or ``None``."""
     name = path.name.lower()
-    return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if name.endswith(suffix)), None)
+    return next((suffix for suffix in sorted(FORMATS, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
 def is_image(path: Path) -> bool:
-    """Tell whether a path is an image file that can be read, or a folder of DICOM files; hidden ones are not."""
+    """Tell whether a path is an image file, or a folder of DICOM files; hidden ones are not.
+
+    A link that leads nowhere counts where its name is an image's, so that reading it says what is wrong.
+    """
     if path.name.startswith("."):
         return False
-    return (path.is_file() and image_suffix(path) is not None) or is_dicom_folder(path)
+    if is_folder(path):
+        return is_dicom(path)
+    return image_suffix(path) not in (None, *_BODIES) and os.path.lexists(path)
 
 
 def case_name(path: PathLike) -> str:
@@ -60,34 +94,66 @@ def image_files(path: PathLike) -> list[Path]:
     """List the images that a path stands for.
 
     Args:
-        path: an image file; a folder of DICOM files (one image); or a folder of images and of DICOM folders.
+        path: an image file; a DICOM series; or a folder of images, of DICOM series, or of folders of DICOM series.
 
     Returns:
-        Paths for :func:`read_volume`, sorted by name.
+        Paths for :func:`read_volume`, sorted by name; one for each DICOM series.
 
     Raises:
         InputError: there is no such path, or no image in it.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.is_file() and is_dicom_file(path):
-        raise InputError(f"{path}: a single DICOM file; give the folder that holds its series: {path.parent}")
-    if path.is_file() or is_dicom_folder(path):
+    if not is_folder(path):
+        if is_dicom(path):
+            raise InputError(f"{path}: a single DICOM file; give the folder that holds its series: {path.parent}")
+        open_file(path).close()
         return [path]
-    found = [entry for entry in sorted(path.iterdir()) if is_image(entry)]
+    if is_dicom(path):
+        return list_series(path)
+    found = [entry for entry in path.iterdir() if not is_folder(entry) and is_image(entry)]
+    found += list_series(path)
     if not found:
-        raise InputError(f"{path}: no image in it; expected {', '.join(READERS)} files or folders of DICOM series")
-    return found
+        raise InputError(f"{path}: no image in it; expected {', '.join(FORMATS)} files or folders of DICOM series")
+    return sorted(found)
 
 
-def read_volume(path: PathLike, *, dtype: npt.DTypeLike = np.float32, channels: int | None = None) -> Volume:
-    """Read an image file or a folder with one DICOM series, on its own grid and in its own axis order.
+def read_header(path: PathLike) -> Header:
+    """Tell what a file holds without its voxels; what :func:`read_volume` can refuse by the header is refused here.
+
+    Raises:
+        InputError: as :func:`read_volume`.
+    """
+    return _open(Path(path)).header
+
+
+def source_files(path: PathLike) -> list[Path]:
+    """List every file whose bytes make up an image: header and data files, or the slices of a DICOM series.
+
+    Raises:
+        InputError: as :func:`read_header`.
+    """
+    return list(_open(Path(path)).files)
+
+
+def read_volume(
+    path: PathLike,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    channels: int | None = None,
+    frame: int | None = None,
+    quantity: str = "stored",
+    scratch: PathLike | None = None,
+) -> Volume:
+    """Read an image file or a DICOM series, on its own grid and in its own axis order.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``, ``.mhd``, or a folder of DICOM files.
-        dtype: type of the voxels.
+        path: a file of :data:`FORMATS`, or a DICOM file, folder, or ``folder#N``.
+        dtype: type of the voxels; ``None`` keeps the file's own, and makes no copy.
         channels: number of channels C that is expected. Without it, C must be 1: a fourth axis may as well be time.
+        frame: the entry of the fourth axis to take, as a volume of one channel.
+        quantity: ``"stored"``; ``"suv"`` for PET in DICOM.
+        scratch: a folder; voxels are memory-mapped, in place or in a file there that has no name, so that memory does
+            not depend on the size of the file. The file must not be changed while the volume is in use.
 
     Returns:
         A volume ``(C, D, H, W)``; stored intensity scaling is applied.
@@ -97,19 +163,26 @@ def read_volume(path: PathLike, *, dtype: npt.DTypeLike = np.float32, channels: 
             are NaN or infinite.
     """
     path = Path(path)
-    raw = _read_raw(path)
+    raw = _read_raw(path, quantity=quantity, scratch=scratch)
+    array = raw.array if frame is None else _take_frame(raw.array, frame, path)
     expected = channels or 1
-    if raw.array.shape[0] != expected:
-        raise InputError(
-            f"{path}: expected {_plural(expected)} in the file, got {raw.array.shape[0]} (its fourth axis)"
-        )
-    array = np.ascontiguousarray(raw.array, dtype=dtype)
-    _check_finite(array, path)
+    if array.shape[0] != expected:
+        raise InputError(f"{path}: expected {_plural(expected)} in the file, got {array.shape[0]} (its fourth axis)")
+    check_finite(array, path)
+    if dtype is not None and np.dtype(dtype) != array.dtype:
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, dtype=dtype)
+        check_finite(array, path)
     return _on_grid(Volume, array, raw, path)
 
 
-def read_label_map(path: PathLike) -> LabelMap:
+def read_label_map(path: PathLike, *, frame: int | None = None, scratch: PathLike | None = None) -> LabelMap:
     """Read a label map; whole numbers stored as floats are taken, interpolated ones refused.
+
+    Args:
+        path: as for :func:`read_volume`.
+        frame: the entry of the fourth axis to take.
+        scratch: as for :func:`read_volume`.
 
     Returns:
         A label map ``(1, D, H, W)``, uint8 where the values fit, else int32.
@@ -118,20 +191,12 @@ def read_label_map(path: PathLike) -> LabelMap:
         InputError: as :func:`read_volume`, or values that are not whole numbers.
     """
     path = Path(path)
-    raw = _read_raw(path)
-    if raw.array.shape[0] != 1:
-        raise InputError(f"{path}: a label map has one value a voxel, got {_plural(raw.array.shape[0])}")
-    _check_finite(raw.array, path)
-    if raw.array.dtype.kind == "f" and not np.array_equal(raw.array, np.rint(raw.array)):
-        fractional = int(np.count_nonzero(raw.array != np.rint(raw.array)))
-        raise InputError(
-            f"{path}: {fractional} voxels of the label map are not whole numbers; was it resampled with interpolation?"
-        )
-    lowest, highest = float(raw.array.min()), float(raw.array.max())
-    if lowest < -(2**31) or highest >= 2**31:
-        raise InputError(f"{path}: label values from {lowest:.0f} to {highest:.0f} do not fit 32 bits")
-    stored = np.uint8 if lowest >= 0 and highest <= 255 else np.int32
-    return _on_grid(LabelMap, np.ascontiguousarray(raw.array, dtype=stored), raw, path)
+    raw = _read_raw(path, quantity="stored", scratch=scratch)
+    array = raw.array if frame is None else _take_frame(raw.array, frame, path)
+    if array.shape[0] != 1:
+        raise InputError(f"{path}: a label map has one value a voxel, got {_plural(array.shape[0])}")
+    labels = to_label_array(array, path, scratch=None if scratch is None else Path(scratch))
+    return _on_grid(LabelMap, labels, raw, path)
 
 
 def write_volume(volume: Volume, path: PathLike) -> None:
@@ -153,18 +218,32 @@ def write_label_map(label: LabelMap, path: PathLike) -> None:
     write_volume(label, path)
 
 
-def _read_raw(path: Path) -> RawImage:
-    if is_dicom_folder(path):
-        return read_dicom(path)
-    if not path.is_file():
-        kind = "a folder without DICOM files" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {kind}")
+def _open(path: Path) -> ImageFile | _DicomSeries:
     suffix = image_suffix(path)
-    if suffix is None:
-        raise InputError(f"{path}: not a known image format; expected {', '.join(READERS)} or a folder of DICOM files")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
-    return READERS[suffix](path)
+    if suffix is not None and not is_folder(path):
+        return FORMATS[suffix](path)
+    if is_dicom(path):
+        return _DicomSeries(path)
+    if is_folder(path):
+        raise InputError(f"{path}: a folder without DICOM files; expected an image file or a DICOM series")
+    open_file(path).close()
+    raise InputError(f"{path}: not a known image format; expected {', '.join(FORMATS)} or a DICOM series")
+
+
+def _read_raw(path: Path, *, quantity: str, scratch: PathLike | None) -> RawImage:
+    opened = _open(path)
+    folder = None if scratch is None else Path(scratch)
+    if isinstance(opened, _DicomSeries):
+        return read_dicom(path, quantity=quantity, scratch=folder)
+    if quantity != "stored":
+        raise InputError(f"{path}: only DICOM holds what {quantity!r} is computed from; give the PET series as DICOM")
+    return opened.read(folder)
+
+
+def _take_frame(array: Array, frame: int, path: Path) -> Array:
+    if not 0 <= frame < array.shape[0]:
+        raise InputError(f"{path}: frame {frame} of {array.shape[0]}: there is no such frame (they are counted from 0)")
+    return array[frame : frame + 1]
 
 
 def _on_grid(kind: type[V], array: Array, raw: RawImage, path: Path) -> V:
@@ -172,14 +251,6 @@ def _on_grid(kind: type[V], array: Array, raw: RawImage, path: Path) -> V:
         return kind(array, raw.affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _check_finite(array: Array, path: Path) -> None:
-    if array.dtype.kind != "f":
-        return
-    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if bad:
-        raise InputError(f"{path}: {bad} of {array.size} voxels are NaN or infinite; mend or leave out the case")
 
 
 def _plural(channels: int) -> str:

@@ -1,8 +1,6 @@
-"""SimpleITK ↔ volumes: (x, y, z) and LPS on its side, (D, H, W) and RAS on ours; NRRD and MetaImage files."""
+"""SimpleITK ↔ volumes: (x, y, z) and LPS on its side, (D, H, W) and RAS on ours."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -66,20 +64,6 @@ def sitk_affine(image: sitk.Image) -> Affine:
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return reverse_axes(LPS_TO_RAS @ affine)
-
-
-def read_itk(path: Path) -> RawImage:
-    """Read a NRRD or MetaImage file.
-
-    Raises:
-        InputError: the file cannot be read, or is not 3-D.
-    """
-    try:
-        return raw_from_sitk(sitk.ReadImage(str(path)))
-    except RuntimeError as error:
-        raise InputError(f"{path}: SimpleITK cannot read it: {itk_reason(error)}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def itk_reason(error: RuntimeError) -> str:

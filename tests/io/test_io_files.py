@@ -57,7 +57,7 @@ def test_from_sitk_wants_three_dimensions() -> None:
 
 def test_a_flat_nrrd_names_the_file(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.Image(3, 4, sitk.sitkUInt8), str(tmp_path / "a.nrrd"))
-    with pytest.raises(InputError, match=r"a\.nrrd: expected a 3-D image"):
+    with pytest.raises(InputError, match=r"a\.nrrd: a 2-D image"):
         io.read_volume(tmp_path / "a.nrrd")
 
 
@@ -65,7 +65,7 @@ def test_a_flat_nrrd_names_the_file(tmp_path: Path) -> None:
 def test_a_damaged_itk_file_is_one_line(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"nothing of the kind" * 30)
-    with pytest.raises(InputError, match=rf"a\{suffix}: SimpleITK cannot read it") as caught:
+    with pytest.raises(InputError, match=rf"a\{suffix}: not a (NRRD|MetaImage) file") as caught:
         io.read_volume(path)
     assert "\n" not in str(caught.value)
 

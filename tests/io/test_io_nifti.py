@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medi3d import io
-from medi3d.errors import InputError
+from medi3d.errors import InputError, Medi3dError
 from medi3d.volume import LabelMap, Volume
 
 # (i, j, k) → RAS: unequal spacing, flipped and oblique
@@ -143,7 +143,7 @@ def test_writing_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises((OSError, Medi3dError), match="disk full"):
         io.write_volume(Volume(volume.array + 1, np.eye(4)), tmp_path / "a.nii")
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
     assert (tmp_path / "a.nii").read_bytes() == before
@@ -172,17 +172,18 @@ def test_every_flipped_bit_is_noticed(gzipped: Path) -> None:
         damaged = bytearray(content)
         damaged[position] ^= 4
         gzipped.write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged gzip"):
+        with pytest.raises(InputError, match=r"damaged gzip|cut short|goes on after"):
             io.read_volume(gzipped)
 
 
 def test_a_file_shorter_than_its_header_says_is_refused(gzipped: Path, tmp_path: Path) -> None:
     content = gzip.decompress(gzipped.read_bytes())[:-10]
-    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(content))
     (tmp_path / "b.nii").write_bytes(content)
-    for name in ("b.nii.gz", "b.nii"):
-        with pytest.raises(InputError, match=r"cut short: the header tells of 18832 bytes, the file holds 18822"):
-            io.read_volume(tmp_path / name)
+    with pytest.raises(InputError, match=r"b\.nii: cut short: the header tells of 18832 bytes, the file holds 18822"):
+        io.read_header(tmp_path / "b.nii")
+    (tmp_path / "c.nii.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match=r"c\.nii\.gz: cut short: the file ends 10 bytes"):
+        io.read_volume(tmp_path / "c.nii.gz")
 
 
 @pytest.mark.parametrize("content", [b"hello" * 200, b"\0" * 4000])
@@ -190,9 +191,9 @@ def test_what_is_no_nifti_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.nii").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.nii: (not a NIfTI file|unreadable NIfTI header)"):
         io.read_volume(tmp_path / "a.nii")
-    (tmp_path / "a.nii.gz").write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged gzip"):
-        io.read_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged gzip \(it (is a text file|begins with zeros)\)"):
+        io.read_volume(tmp_path / "b.nii.gz")
 
 
 @pytest.mark.parametrize("offset_and_value", [(70, b"\xff\x7f"), (40, b"\x09\x00"), (42, b"\xff\xff")])
@@ -207,7 +208,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path, offset_and_value: tuple[int
 
 def test_colour_and_complex_voxels_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.nii", ramp(dtype="complex64"))
-    with pytest.raises(InputError, match="must be real numbers, got complex64"):
+    with pytest.raises(InputError, match="must be real numbers, got complex numbers"):
         io.read_volume(tmp_path / "a.nii")
     write(tmp_path / "b.nii", np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]))
     with pytest.raises(InputError, match="must be real numbers"):
@@ -226,7 +227,7 @@ def test_non_finite_voxels_are_counted(tmp_path: Path) -> None:
 
 def test_a_singular_affine_names_the_file(tmp_path: Path) -> None:
     affine = AFFINE.copy()
-    affine[:3, 1] = 0
+    affine[:3, 1] = 2 * affine[:3, 0] + affine[:3, 2]
     image = nib.Nifti1Image(ramp(), None)
     image.header.set_sform(affine, code=1)
     image.to_filename(tmp_path / "a.nii")
@@ -235,5 +236,5 @@ def test_a_singular_affine_names_the_file(tmp_path: Path) -> None:
     header = nib.Nifti1Header(bytes(content[:348]))
     header.set_sform(affine, code=1)
     (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(content[348:]))
-    with pytest.raises(InputError, match=r"a\.nii: an affine must be invertible"):
+    with pytest.raises(InputError, match=r"a\.nii: the sform is singular.* an affine must be invertible"):
         io.read_volume(tmp_path / "a.nii")
