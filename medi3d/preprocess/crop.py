@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from medi3d.config import PreprocessConfig, Spacing
 from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess.foreground import find_background
-from medi3d.preprocess.resample import centered_grid, isotropic_grid, nearest_rotation, resample_to
+from medi3d.preprocess.resample import ImageResampler, centered_grid, isotropic_grid, nearest_rotation
 from medi3d.registry import Registry
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume
@@ -56,13 +56,15 @@ def foreground_box(
     volume: Volume, config: PreprocessConfig, spacing_mm: FloatTriple, center_mm: FloatTriple | None
 ) -> Grid:
     """Return the grid of the box of what is no background in any channel, and 4 mm more."""
-    mask = np.zeros(volume.shape, dtype=bool)
-    for channel in volume.array:
-        mask |= find_background(channel).foreground(channel)
-    if not mask.any():
+    backgrounds = [find_background(channel) for channel in volume.array]
+    box = bounding_box(
+        np.logical_or.reduce([known.foreground(plane) for known, plane in zip(backgrounds, planes, strict=True)])
+        for planes in volume.array.swapaxes(0, 1)
+    )
+    if box is None:
         raise InputError("every voxel of the image has the same value; leave the case out")
+    start, stop = box
     margin = np.ceil(FOREGROUND_MARGIN_MM / np.asarray(volume.spacing_mm)).astype(int)
-    start, stop = bounding_box(mask)
     start = np.maximum(start - margin, 0)
     stop = np.minimum(stop + margin, volume.shape)
     return isotropic_grid(volume.grid.cropped(start.tolist(), (stop - start).tolist()), spacing_mm)
@@ -86,14 +88,20 @@ def cube_around(
     return centered_grid(middle, shape, nearest_rotation(grid.direction), spacing_mm)
 
 
-def bounding_box(mask: Array) -> tuple[Array, Array]:
-    """Return first index and one past the last of the true voxels of ``(D, H, W)``, each ``(3,)``."""
-    start, stop = [], []
-    for axis in range(3):
-        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        start.append(int(used[0]))
-        stop.append(int(used[-1]) + 1)
-    return np.array(start), np.array(stop)
+def bounding_box(planes: Iterable[Array]) -> tuple[Array, Array] | None:
+    """Return first index and one past the last, each ``(3,)``, of the true voxels of boolean planes ``(H, W)``.
+
+    Returns:
+        ``None`` where there is no true voxel.
+    """
+    along = [(np.asarray(plane.any(axis=1)), np.asarray(plane.any(axis=0))) for plane in planes]
+    depth = np.array([rows.any() for rows, _ in along])
+    if not depth.any():
+        return None
+    used = [
+        np.flatnonzero(line) for line in (depth, *(np.logical_or.reduce(lines) for lines in zip(*along, strict=True)))
+    ]
+    return np.array([line[0] for line in used]), np.array([line[-1] + 1 for line in used])
 
 
 def mask_center_mm(mask: LabelMap) -> FloatTriple:
@@ -102,10 +110,18 @@ def mask_center_mm(mask: LabelMap) -> FloatTriple:
     Raises:
         InputError: the mask is empty.
     """
-    where = np.argwhere(mask.array[0] > 0)
-    if not len(where):
+    moments = np.zeros(3)
+    count = 0
+    for depth, plane in enumerate(mask.array[0]):
+        rows = np.count_nonzero(plane > 0, axis=1)
+        here = int(rows.sum())
+        if here:
+            columns = np.count_nonzero(plane > 0, axis=0)
+            moments += depth * here, rows @ np.arange(rows.size), columns @ np.arange(columns.size)
+            count += here
+    if not count:
         raise InputError("the mask has no voxel above 0, so there is no centre to crop around")
-    x, y, z = mask.grid.index_to_world(where.mean(axis=0))
+    x, y, z = mask.grid.index_to_world(moments / count)
     return float(x), float(y), float(z)
 
 
@@ -115,30 +131,8 @@ def resample_and_pad(volume: Volume, grid: Grid, *, interpolation: str, padding:
     Args:
         volume: its axes run along the grid's.
         grid: the prepared grid.
-        interpolation: see :func:`~medi3d.preprocess.resample.resample_to`.
-        padding: ``reflect`` (mirrored at the rim, as often as it takes) or ``edge``.
+        interpolation: see :class:`~medi3d.preprocess.resample.ImageResampler`.
+        padding: likewise.
     """
-    start, stop = box_inside(grid, volume.grid)
-    inside = resample_to(volume, grid.cropped(start.tolist(), (stop - start).tolist()), interpolation=interpolation)
-    widths = [(0, 0), *zip(start.tolist(), (np.asarray(grid.shape) - stop).tolist(), strict=True)]
-    if not any(before or after for before, after in widths):
-        return inside
-    mode = "symmetric" if padding == "reflect" else "edge"
-    return Volume(np.pad(inside.array, widths, mode=mode), grid.affine)  # type: ignore[call-overload]
-
-
-def box_inside(grid: Grid, field_of_view: Grid) -> tuple[Array, Array]:
-    """Return first index and one past the last, each ``(3,)``, of the grid's voxels centred inside a field of view."""
-    middle = (np.asarray(grid.shape) - 1) / 2
-    start, stop = [], []
-    for axis, count in enumerate(grid.shape):
-        line = np.tile(middle, (count, 1))
-        line[:, axis] = np.arange(count)
-        along = field_of_view.world_to_index(grid.index_to_world(line))[:, axis]
-        extent = field_of_view.shape[axis]
-        inside = np.flatnonzero((along >= -0.5 - 1e-6) & (along <= extent - 0.5 + 1e-6))
-        if not inside.size:  # a slab thinner than a voxel lies between two voxel centres
-            inside = np.array([np.abs(along - (extent - 1) / 2).argmin()])
-        start.append(int(inside[0]))
-        stop.append(int(inside[-1]) + 1)
-    return np.array(start), np.array(stop)
+    slabs = ImageResampler(volume.array, volume.grid, grid, interpolation=interpolation, padding=padding)
+    return Volume(slabs.slab(0, grid.shape[0]), grid.affine)

@@ -40,9 +40,12 @@ def test_native_spacing_keeps_the_grid() -> None:
 def test_bounding_box() -> None:
     mask = np.zeros((5, 6, 7), bool)
     mask[1, 2, 3] = mask[3, 2, 5] = True
-    start, stop = bounding_box(mask)
+    box = bounding_box(mask)
+    assert box is not None
+    start, stop = box
     assert start.tolist() == [1, 2, 3]
     assert stop.tolist() == [4, 3, 6]
+    assert bounding_box(np.zeros((2, 3, 4), bool)) is None
 
 
 def test_foreground_box_keeps_the_object_and_a_margin() -> None:

@@ -1,0 +1,224 @@
+"""Label maps onto other grids: the share of every label is interpolated, and the largest share wins.
+
+No value appears that was not there. Only the box around a label is looked at; the background's share is what the
+others leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medi3d.errors import InputError
+from medi3d.preprocess.mapping import map_between
+from medi3d.preprocess.orient import align_axes
+from medi3d.preprocess.separable import Box, Read
+from medi3d.types import Array, FloatArray
+from medi3d.volume import Grid, LabelMap
+
+_SMOOTHING = 0.5
+_TIE = 1e-5
+"""Shares that differ by less are equal: rounding decides nothing."""
+_PLANES = 32
+"""Target planes that are worked on at a time; it bounds the memory."""
+_COUNTED = 2**16
+"""Labels below are counted by their value, others by sorting."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a label lies.
+
+    Args:
+        box: the smallest box around its voxels.
+        voxels: how many voxels it has.
+    """
+
+    box: Box
+    voxels: int
+
+
+def find_labels(label: Array) -> dict[int, Region]:
+    """Find the values of a label map ``(D, H, W)``, plane by plane; it may be a memory map.
+
+    Args:
+        label: integers.
+
+    Returns:
+        Value → where it lies, by rising value. The box of 0, if there are zeros, is the whole map.
+
+    Example:
+        >>> find_labels(np.array([[[0, 0, 7], [0, 7, 7]]], np.uint8))[7]
+        Region(box=(slice(0, 1, None), slice(0, 2, None), slice(1, 3, None)), voxels=3)
+    """
+    bounds: dict[int, list[tuple[int, int, int, int, int]]] = {}
+    counts: dict[int, int] = {0: 0}
+    for depth, plane in enumerate(label):
+        rows = np.flatnonzero(plane.any(axis=1))
+        zeros = plane.size
+        if rows.size:
+            columns = np.flatnonzero(plane[rows[0] : rows[-1] + 1].any(axis=0))
+            crop = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            for value, count in _count_values(crop):
+                zeros -= count
+                mask = crop == value
+                h, w = np.flatnonzero(mask.any(axis=1)) + rows[0], np.flatnonzero(mask.any(axis=0)) + columns[0]
+                bounds.setdefault(value, []).append((depth, int(h[0]), int(h[-1]), int(w[0]), int(w[-1])))
+                counts[value] = counts.get(value, 0) + count
+        counts[0] += zeros
+    regions = {value: Region(_box_of(planes), counts[value]) for value, planes in bounds.items()}
+    if counts[0]:
+        depth, height, width = label.shape
+        regions[0] = Region((slice(0, depth), slice(0, height), slice(0, width)), counts[0])
+    return dict(sorted(regions.items()))
+
+
+class LabelResampler:
+    """A label map on another grid, computed slab by slab along D.
+
+    Args:
+        array: ``(1, D, H, W)`` integers; a view or a memory map will do.
+        source: where its voxels lie.
+        target: where the new voxels lie.
+        interpolation: ``linear`` or ``bspline`` (both interpolate shares linearly) or ``nearest``.
+        fill: label outside the source; ``None`` extends the rim outwards.
+        dtype: type of the slabs; ``None`` keeps the array's.
+
+    Raises:
+        InputError: a value does not fit ``dtype``.
+
+    Example:
+        >>> label = np.zeros((1, 4, 6, 6), np.uint8)
+        >>> label[0, 1:3, 2:4, 2:4] = 5
+        >>> grid = Grid((4, 6, 6), np.diag([2.0, 1.0, 1.0, 1.0]))
+        >>> finer = LabelResampler(label, grid, Grid((8, 6, 6), np.diag([1.0, 1.0, 1.0, 1.0])), fill=0)
+        >>> finer.shape, int(finer.slab(0, 8).max())
+        ((1, 8, 6, 6), 5)
+    """
+
+    def __init__(
+        self,
+        array: Array,
+        source: Grid,
+        target: Grid,
+        *,
+        interpolation: str = "linear",
+        fill: int | None = None,
+        dtype: Any = None,
+    ) -> None:
+        aligned = align_axes(LabelMap(array, source.affine), target.direction)
+        self._array = aligned.array[0]
+        self._shape = target.shape
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype if dtype is None else dtype)
+        self._map = map_between(
+            aligned.grid,
+            target,
+            interpolation="nearest" if interpolation == "nearest" else "linear",
+            smoothing=_SMOOTHING,
+            fill=None if fill is None else 0.0,
+        )
+        self._rest = 0 if fill is None else fill
+        self.regions: Mapping[int, Region] = find_labels(self._array)
+        self._seen: set[int] = set()
+        self._check_type()
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(1, D, H, W)`` of the whole."""
+        return (1, *self._shape)
+
+    @property
+    def lost(self) -> list[int]:
+        """Labels of the source that no slab so far holds: asked after the last one, those that vanished."""
+        return [value for value in self.regions if value and value not in self._seen]
+
+    def slab(self, start: int, stop: int) -> Array:
+        """Compute the planes ``start … stop - 1``, ``(1, d, H, W)``."""
+        result = np.empty((1, stop - start, *self._shape[1:]), dtype=self.dtype)
+        for first in range(start, stop, _PLANES):
+            last = min(first + _PLANES, stop)
+            self._compute(first, last, result[0, first - start : last - start])
+        return result
+
+    def _compute(self, start: int, stop: int, out: Array) -> None:
+        whole = (slice(start, stop), slice(0, self._shape[1]), slice(0, self._shape[2]))
+        copied = self._map.copied(whole)
+        if copied is not None:
+            out[:] = self._array[copied]
+            self._seen.update(
+                value for value, region in self.regions.items() if _overlap(region.box, copied) is not None
+            )
+            return
+        out[:] = self._rest
+        boxes = {
+            value: box
+            for value, region in self.regions.items()
+            if value != self._rest and (box := _overlap(self._map.targets(region.box), whole)) is not None
+        }
+        if boxes:
+            around = _around(list(boxes.values()))
+            out[_relative(around, whole)] = self._largest_shares(boxes, around)
+
+    def _largest_shares(self, boxes: Mapping[int, Box], around: Box) -> Array:
+        shape = tuple(axis.stop - axis.start for axis in around)
+        winner = np.full(shape, self._rest, dtype=self.dtype)
+        best, rest = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        for value, box in boxes.items():
+            here = _relative(box, around)
+            share: FloatArray = self._map.interpolate(_equal_to(self._array, value), box)
+            rest[here] -= share
+            better = share > best[here] + _TIE
+            np.copyto(winner[here], value, where=better)
+            np.copyto(best[here], share, where=better)
+        winner[best <= rest + _TIE] = self._rest
+        self._seen.update(value for value, box in boxes.items() if (winner[_relative(box, around)] == value).any())
+        return winner
+
+    def _check_type(self) -> None:
+        if not np.issubdtype(self.dtype, np.integer):
+            raise InputError(f"labels are integers; got the type {self.dtype}")
+        limits = np.iinfo(self.dtype)
+        wrong = [value for value in (*self.regions, self._rest) if not limits.min <= value <= limits.max]
+        if wrong:
+            raise InputError(f"label {wrong[0]} does not fit {self.dtype} ({limits.min} to {limits.max})")
+
+
+def _equal_to(label: Array, value: int) -> Read:
+    return lambda box: (label[box] == value).view(np.uint8)
+
+
+def _count_values(crop: Array) -> list[tuple[int, int]]:
+    """Return the values other than 0, and how often each occurs."""
+    if crop.dtype.kind == "u" or crop.min() >= 0:
+        highest = int(crop.max())
+        if highest < _COUNTED:
+            counts = np.bincount(crop.ravel(), minlength=highest + 1)
+            return [(int(value), int(counts[value])) for value in np.flatnonzero(counts) if value]
+    values, repeats = np.unique(crop, return_counts=True)
+    return [(int(value), int(count)) for value, count in zip(values, repeats, strict=True) if value]
+
+
+def _box_of(planes: list[tuple[int, int, int, int, int]]) -> Box:
+    table = np.array(planes)
+    low, high = table.min(axis=0).tolist(), table.max(axis=0).tolist()
+    return slice(low[0], high[0] + 1), slice(low[1], high[2] + 1), slice(low[3], high[4] + 1)
+
+
+def _overlap(first: Box, second: Box) -> Box | None:
+    d, h, w = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+    return None if any(axis.start >= axis.stop for axis in (d, h, w)) else (d, h, w)
+
+
+def _around(boxes: list[Box]) -> Box:
+    d, h, w = (
+        slice(min(axis.start for axis in axes), max(axis.stop for axis in axes)) for axes in zip(*boxes, strict=True)
+    )
+    return d, h, w
+
+
+def _relative(box: Box, around: Box) -> Box:
+    d, h, w = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, around, strict=True))
+    return d, h, w

@@ -1,0 +1,161 @@
+"""How the voxels of one grid are found from another's: the choice of the resampler, the smoothing and the padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from medi3d.preprocess.interpolation import KERNELS
+from medi3d.preprocess.oblique import ObliqueMap
+from medi3d.preprocess.separable import Axis, Box, Read, SeparableMap
+from medi3d.types import Array, FloatArray, FloatTriple
+from medi3d.volume import Grid
+
+SAME_VOXELS = 0.01
+"""Grids whose corners lie closer than this share of a voxel are one grid; along an axis, too."""
+_PARALLEL = 1e-3
+"""Share of a voxel by which corners may be off where axes count as parallel."""
+_COARSENING_TO_SMOOTH = 1.5
+_FWHM = 2 * np.sqrt(2 * np.log(2))
+
+
+class Map(Protocol):
+    """Interpolation from a source to a target grid, box by box."""
+
+    def copied(self, targets: Box) -> Box | None:
+        """Return the box of source voxels that a box of the target is, where it is one; else ``None``."""
+
+    def targets(self, sources: Box) -> Box:
+        """Return the box of target voxels to which a box of source voxels contributes; it may be empty."""
+
+    def interpolate(self, read: Read, targets: Box) -> FloatArray:
+        """Return a box of the target, float32; ``read`` gives the native voxels."""
+
+
+def map_between(source: Grid, target: Grid, *, interpolation: str, smoothing: float, fill: float | None) -> Map:
+    """Choose how to interpolate from one grid to another.
+
+    Args:
+        source: its axes run along those of ``target`` as nearly as they can.
+        target: any grid.
+        interpolation: ``linear``, ``bspline`` or ``nearest``.
+        smoothing: share of the anti-aliasing that is applied along axes that get coarser, 0 to 1.
+        fill: value outside the source; ``None`` extends its rim.
+
+    Raises:
+        ConfigError: there is no such interpolation.
+    """
+    _ = KERNELS[interpolation]
+    sigma = smoothing_sigma(source, target, smoothing if interpolation != "nearest" else 0.0)
+    to_source = np.linalg.inv(source.affine) @ target.affine
+    middle = (np.asarray(target.shape) - 1) / 2
+    factors = np.diagonal(to_source)[:3]
+    skew = np.abs(to_source[:3, :3] - np.diag(factors)) @ middle
+    if skew.max() > _PARALLEL and not source.is_close(target, tolerance=SAME_VOXELS):
+        return ObliqueMap(to_source, source.shape, target.shape, interpolation, sigma, fill)
+    center = to_source[:3, :3] @ middle + to_source[:3, 3]
+    d, h, w = (
+        Axis(
+            _snap(center[axis] + factors[axis] * (np.arange(n) - middle[axis])),
+            extent,
+            interpolation,
+            width,
+            fill is None,
+        )
+        for axis, (n, extent, width) in enumerate(zip(target.shape, source.shape, sigma, strict=True))
+    )
+    return SeparableMap((d, h, w), fill or 0.0)
+
+
+def smoothing_sigma(source: Grid, target: Grid, share: float) -> FloatTriple:
+    """Return the Gaussian's standard deviation, in source voxels along (D, H, W), that a coarser target asks for.
+
+    The point spread of a voxel is taken as a Gaussian whose full width at half maximum is the spacing, so the
+    variances' difference is what is missing: Cardoso et al. 2015, "Scale factor point spread function matching".
+    """
+    ratio = np.asarray(target.spacing_mm) / np.asarray(source.spacing_mm)
+    sigma = np.sqrt(np.maximum(ratio**2 - 1, 0)) / _FWHM
+    d, h, w = np.where(ratio > _COARSENING_TO_SMOOTH, share * sigma, 0.0)
+    return float(d), float(h), float(w)
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedMap:
+    """A map whose target reaches outside the source, where the target's inner voxels are repeated.
+
+    Args:
+        inner: the map.
+        index: along each of (D, H, W), ``(n,)``: which target voxel gives the value of each target voxel.
+    """
+
+    inner: Map
+    index: tuple[Array, Array, Array]
+
+    def copied(self, targets: Box) -> Box | None:
+        """See :class:`Map`."""
+        return None
+
+    def targets(self, sources: Box) -> Box:
+        """See :class:`Map`; here, the whole target."""
+        d, h, w = (slice(0, len(index)) for index in self.index)
+        return d, h, w
+
+    def interpolate(self, read: Read, targets: Box) -> FloatArray:
+        """See :class:`Map`."""
+        index = [line[target] for line, target in zip(self.index, targets, strict=True)]
+        d, h, w = (slice(int(line.min()), int(line.max()) + 1) for line in index)
+        box = self.inner.interpolate(read, (d, h, w))
+        return box[np.ix_(*(line - line.min() for line in index))]
+
+
+def pad(inner: Map, source: Grid, target: Grid, *, padding: str) -> Map:
+    """Repeat the target's voxels inside the source where it reaches outside.
+
+    Args:
+        inner: the map from ``source`` to ``target``.
+        source: the field of view.
+        target: a grid whose axes run along the source's.
+        padding: ``reflect`` (mirrored at the rim, as often as it takes) or ``edge``.
+
+    Returns:
+        ``inner`` itself where nothing lies outside.
+    """
+    start, stop = box_inside(target, source)
+    if (start == 0).all() and (stop == target.shape).all():
+        return inner
+    d, h, w = (_repeat(*axis, padding) for axis in zip(target.shape, start.tolist(), stop.tolist(), strict=True))
+    return PaddedMap(inner, (d, h, w))
+
+
+def box_inside(grid: Grid, field_of_view: Grid) -> tuple[Array, Array]:
+    """Return first index and one past the last, each ``(3,)``, of the grid's voxels centred inside a field of view."""
+    middle = (np.asarray(grid.shape) - 1) / 2
+    start, stop = [], []
+    for axis, count in enumerate(grid.shape):
+        line = np.tile(middle, (count, 1))
+        line[:, axis] = np.arange(count)
+        along = field_of_view.world_to_index(grid.index_to_world(line))[:, axis]
+        extent = field_of_view.shape[axis]
+        inside = np.flatnonzero((along >= -0.5 - 1e-6) & (along <= extent - 0.5 + 1e-6))
+        if not inside.size:  # a slab thinner than a voxel lies between two voxel centres
+            inside = np.array([np.abs(along - (extent - 1) / 2).argmin()])
+        start.append(int(inside[0]))
+        stop.append(int(inside[-1]) + 1)
+    return np.array(start), np.array(stop)
+
+
+def _repeat(count: int, start: int, stop: int, padding: str) -> Array:
+    """Return for each of ``count`` voxels the one of ``start … stop - 1`` that it repeats."""
+    inside, index = stop - start, np.arange(count) - start
+    if padding == "edge":
+        return np.asarray(np.clip(index, 0, inside - 1) + start)
+    folded = np.mod(index, 2 * inside)
+    return np.asarray(np.minimum(folded, 2 * inside - 1 - folded) + start)
+
+
+def _snap(at: Array) -> Array:
+    """Let places that are voxels, but for the rounding of headers, be voxels."""
+    whole = np.round(at)
+    return whole if np.abs(at - whole).max() < SAME_VOXELS else at
