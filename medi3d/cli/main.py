@@ -1,35 +1,68 @@
 """The command ``medi3d``: its list of commands, and how a user's mistake is shown.
 
 A mistake is one line on standard error: exit code 2 for a wrong command or configuration, 1 for a run that failed.
+A command's module is imported when it is asked for, so that none waits for what another one needs.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from medi3d._version import __version__
-from medi3d.cli.demo import demo
-from medi3d.cli.evaluate import evaluate
-from medi3d.cli.export import export
-from medi3d.cli.inspect import inspect, models
-from medi3d.cli.predict import predict
-from medi3d.cli.preprocess import preprocess
-from medi3d.cli.report import report
-from medi3d.cli.tasks import tasks
-from medi3d.cli.train import train
+from medi3d.cli.spacing import SpacingCommand
 from medi3d.errors import ConfigError, Medi3dError
+from medi3d.registry import unknown_name_message
+
+_MODULES = {
+    "demo": "demo",
+    "preprocess": "preprocess",
+    "train": "train",
+    "predict": "predict",
+    "evaluate": "evaluate",
+    "report": "report",
+    "export": "export",
+    "tasks": "tasks",
+    "models": "inspect",
+    "inspect": "inspect",
+}
+"""Command → the module of :mod:`medi3d.cli` that holds the function of that name."""
+
+
+class _Commands(TyperGroup):
+    """The commands, each made from its function when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, in the order of a run."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if cmd_name not in _MODULES:
+            raise ConfigError(unknown_name_message("command", cmd_name, _MODULES))
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        function = getattr(import_module(f"medi3d.cli.{_MODULES[cmd_name]}"), cmd_name)
+        single.command(cmd_name, cls=SpacingCommand)(function)
+        return get_command(single)
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Every 2D ImageNet-pretrained network, as an exact 3D network for CT and MRI.",
 )
-for command in (demo, preprocess, train, predict, evaluate, report, export, tasks, models, inspect):
-    app.command()(command)
 
 
 def _show_version(asked: bool) -> None:

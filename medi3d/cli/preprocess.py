@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from medi3d.cli import spacing as spacing_option
 from medi3d.cli.options import PREPARED, RAW, parse_assignments
-from medi3d.config import TaskConfig, list_tasks, load_task
+from medi3d.cli.preparation_table import show_data, show_summary
+from medi3d.config import list_tasks, load_task
 from medi3d.errors import ConfigError, InputError
-from medi3d.preprocess import Summary, prepare_dataset
+from medi3d.io import PreparedStore
+from medi3d.preprocess import prepare_dataset
+from medi3d.preprocess.budget import parse_bytes
 
-_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TextColumn("left"),
-    TimeRemainingColumn(),
-)
+_REFRESH_SECONDS = 0.1
 
 
 def preprocess(
@@ -32,52 +30,53 @@ def preprocess(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of raw cases. [data/raw/<task>]")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the prepared store. [data/prepared/<task>]")] = None,
-    spacing: Annotated[
-        list[str] | None, typer.Option(help="Spacing in mm: 1.0, or D,H,W such as 2.5,0.8,0.8. [the task's own]")
-    ] = None,
+    spacing: Annotated[str | None, typer.Option(help=spacing_option.HELP)] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [number of CPUs]")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of all cases under way together, such as 8G. [80 % of what is free]")
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for the voxels of cases that do not fit in memory. [the store's]")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Dask scheduler whose workers do the work: tcp://host:port.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare unchanged cases as well.")] = False,
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key of the task: preprocess.crop=foreground.")
     ] = None,
 ) -> None:
-    """Prepare raw cases for training: orient, resample, crop, normalise."""
+    """Prepare raw cases for training: orient, resample, crop, normalise, and look for what is wrong with them."""
     overrides = parse_assignments(assign or [])
-    if spacing:
-        overrides["preprocess.spacing_mm"] = parse_spacing(spacing)
+    if spacing is not None:
+        overrides["preprocess.spacing_mm"] = spacing_option.parse_spacing(spacing)
     tasks = [load_task(name, overrides=overrides) for name in task or _tasks_with_raw_data(data)]
     if len(tasks) > 1 and (data or output):
         raise ConfigError("--data and --output go with a single --task; several tasks have a folder each in data/raw")
+    memory_bytes = None if memory is None else parse_bytes(memory)
     console = Console()
     problems = 0
     for config in tasks:
         store = output or PREPARED / config.name
-        summary = _prepare(config, data or RAW / config.name, store, workers or os.cpu_count() or 1, overwrite, console)
-        _show(summary, config, store, console)
+        with _progress(f"preprocess {config.name}", console) as show_progress:
+            summary = prepare_dataset(
+                data or RAW / config.name,
+                config,
+                store,
+                workers=workers or os.cpu_count() or 1,
+                memory_bytes=memory_bytes,
+                scheduler=scheduler,
+                scratch=scratch,
+                on_progress=show_progress,
+                overwrite=overwrite,
+            )
+        show_summary(summary, config, store, console)
+        if summary.prepared or summary.skipped:
+            prepared = PreparedStore(store)
+            show_data(prepared.fingerprint, prepared.quality, console)
         problems += len(summary.problems)
     if problems:
         raise typer.Exit(1)
-
-
-def parse_spacing(values: list[str]) -> object:
-    """Read ``--spacing``: one number for all axes, or three for (D, H, W), by commas, spaces or repeated flags.
-
-    Raises:
-        ConfigError: neither one nor three numbers.
-
-    Example:
-        >>> parse_spacing(["2.5,0.8,0.8"])
-        [2.5, 0.8, 0.8]
-    """
-    words = " ".join(values).replace(",", " ").split()
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3) or min(numbers) <= 0:
-        given = " ".join(values)
-        raise ConfigError(f"--spacing {given}: give millimetres above 0, one number or three for D,H,W (2.5,0.8,0.8)")
-    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _tasks_with_raw_data(data: Path | None) -> list[str]:
@@ -93,34 +92,31 @@ def _tasks_with_raw_data(data: Path | None) -> list[str]:
     return found
 
 
-def _prepare(config: TaskConfig, raw: Path, store: Path, workers: int, overwrite: bool, console: Console) -> Summary:
-    with Progress(*_COLUMNS, console=console, transient=True) as progress:
-        bar = progress.add_task(f"preprocess {config.name}", total=None)
-        return prepare_dataset(
-            raw,
-            config,
-            store,
-            workers=workers,
-            overwrite=overwrite,
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+@contextmanager
+def _progress(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the time left on a terminal, and what an interrupted run leaves behind.
 
+    The bar has no thread that redraws it: processes are forked from a process of one thread only.
+    """
+    try:
+        if not console.is_terminal:
+            yield lambda done, total: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-def _show(summary: Summary, config: TaskConfig, store: Path, console: Console) -> None:
-    table = Table("task", "prepared", "unchanged", "problems")
-    table.add_column("store", overflow="fold")
-    table.add_row(
-        config.name, str(len(summary.prepared)), str(len(summary.skipped)), str(len(summary.problems)), str(store)
-    )
-    console.print(table)
-    for problem in summary.problems:
-        console.print(f"problem: {problem.case_id}: {problem.message}", markup=False, highlight=False, soft_wrap=True)
-    if summary.left_out:
-        console.print(f"{summary.left_out} rows without a label left out")
-    if summary.stale:
-        console.print(
-            f"{len(summary.stale)} prepared cases are no longer among the usable raw cases and are not used any more "
-            f"(first: {summary.stale[0]}); delete them from {store / 'cases'} to free the space",
-            markup=False,
-            soft_wrap=True,
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("left"), console=console, transient=True, auto_refresh=False) as progress:
+            bar = progress.add_task(title, total=None)
+            drawn = 0.0
+
+            def show(done: int, total: int) -> None:
+                nonlocal drawn
+                progress.update(bar, completed=done, total=total)
+                if time.monotonic() - drawn > _REFRESH_SECONDS:
+                    progress.refresh()
+                    drawn = time.monotonic()
+
+            yield show
+    except KeyboardInterrupt:
+        typer.echo("stopped; the cases prepared so far are kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None

@@ -2,6 +2,7 @@
 
     folder/dataset.json             what was prepared with which settings, and which cases belong to it
     folder/fingerprint.json         statistics of the raw data
+    folder/quality.json             which cases stand out, and why
     folder/cases/<case_id>/         case.json, image.b2nd, label.b2nd, foreground.b2nd
 
 Arrays are blosc2 b2nd files, written a slab of planes at a time, so that no volume has to fit in memory. A case appears
@@ -37,7 +38,8 @@ _ONE_THREAD = {"nthreads": 1}
 # shuffle 0.32 and 1.6, zstd 0.51 and 3.0; 8 to 12 % larger than byte shuffle on MR, equal on CT. Blocks of 16 read
 # patches in 1.0 ms but take longer to write; larger blocks read in up to 2.7 ms.
 _COMPRESSION = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], **_ONE_THREAD}
-_DATASET, _FINGERPRINT, _CASES, _CASE = "dataset.json", "fingerprint.json", "cases", "case.json"
+_DATASET, _FINGERPRINT, _QUALITY = "dataset.json", "fingerprint.json", "quality.json"
+_CASES, _CASE = "cases", "case.json"
 _IMAGE, _LABEL, _FOREGROUND = "image.b2nd", "label.b2nd", "foreground.b2nd"
 
 
@@ -163,6 +165,11 @@ class PreparedStore:
         """Statistics of the raw data, see :mod:`medi3d.preprocess.fingerprint`."""
         return _read_json(self.folder / _FINGERPRINT)
 
+    @property
+    def quality(self) -> dict[str, Any]:
+        """Which cases stand out, and why, see :mod:`medi3d.preprocess.quality`."""
+        return _read_json(self.folder / _QUALITY)
+
     def cases(self) -> list[PreparedCase]:
         """Return the cases, sorted by ``case_id``."""
         return [read_case(case_folder(self.folder, case_id)) for case_id in sorted(self._dataset["cases"])]
@@ -216,8 +223,11 @@ def withdraw(store: Path) -> None:
     (store / _DATASET).unlink(missing_ok=True)
 
 
-def finish(store: Path, *, dataset: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
-    """Write ``fingerprint.json`` and, last, ``dataset.json`` of a store whose cases are all written."""
+def finish(
+    store: Path, *, dataset: Mapping[str, Any], fingerprint: Mapping[str, Any], quality: Mapping[str, Any]
+) -> None:
+    """Write what is known of all cases and, last, ``dataset.json`` of a store whose cases are all written."""
+    atomic.write_bytes(store / _QUALITY, _to_json(quality))
     atomic.write_bytes(store / _FINGERPRINT, _to_json(fingerprint))
     atomic.write_bytes(store / _DATASET, _to_json({"format": FORMAT, **dataset}))
 

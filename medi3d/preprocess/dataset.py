@@ -8,7 +8,7 @@ can no longer be used, stays on disk untouched but is not listed in ``dataset.js
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from medi3d.preprocess.budget import Budget, estimate_bytes
 from medi3d.preprocess.executors import Cluster, Piece, Pool, Processes, run_all
 from medi3d.preprocess.fingerprint import join_fingerprint
 from medi3d.preprocess.jobs import Job, Outcome, prepare_one, settings_hash
-from medi3d.preprocess.raw_case import CaseProblem
+from medi3d.preprocess.raw_case import CaseProblem, RawCase
 from medi3d.preprocess.sources import find_raw_cases
+from medi3d.preprocess.survey import CaseSurvey, resolve
 from medi3d.types import PathLike
 
 Progress = Callable[[int, int], None]
@@ -91,14 +92,16 @@ def prepare_dataset(
     if scheduler is not None:
         pool = Cluster(scheduler)
         budget = pool.budget
+    needs = {case.case_id: estimate_bytes(case) for case in raw.cases}
+    task = resolve(task, raw.cases, lambda function, cases: _survey(function, cases, needs, pool))
+    settings = settings_hash(task)
+    spill = Path(scratch or store)
+    jobs = [
+        Job(case, task, settings, store, overwrite, spill if needs[case.case_id] > budget.case_bytes else None)
+        for case in raw.cases
+    ]
     with prepared.open_for_writing(store, task_values(task)):
-        settings = settings_hash(task)
-        pieces = []
-        for case in raw.cases:
-            needed = estimate_bytes(case)
-            place = Path(scratch or store) if needed > budget.case_bytes else None
-            pieces.append(Piece(Job(case, task, settings, store, overwrite, place), needed))
-        outcomes = _prepare_all(pieces, pool, on_progress)
+        outcomes = _prepare_all([Piece(job, needs[job.raw.case_id]) for job in jobs], pool, on_progress)
         usable = [outcome.case_id for outcome in outcomes if outcome.problem is None]
         failed = [CaseProblem(outcome.case_id, outcome.problem) for outcome in outcomes if outcome.problem is not None]
         _finish(store, usable, task)
@@ -115,6 +118,16 @@ def task_values(task: TaskConfig) -> dict[str, Any]:
     """Return what a store keeps of its task."""
     values = dump_task(task)
     return {key: values[key] for key in ("name", "kind", "data", "preprocess")}
+
+
+def _survey(
+    function: Callable[[RawCase], CaseSurvey | None],
+    cases: Iterable[RawCase],
+    needs: Mapping[str, int],
+    pool: Pool | None,
+) -> list[CaseSurvey | None]:
+    with closing(run_all(function, [Piece(case, needs[case.case_id]) for case in cases], pool)) as results:
+        return [survey for _, survey in results]
 
 
 def _prepare_all(pieces: Sequence[Piece[Job]], pool: Pool | None, on_progress: Progress | None) -> list[Outcome]:
@@ -142,4 +155,4 @@ def _finish(store: Path, case_ids: Sequence[str], task: TaskConfig) -> None:
         "cases": list(case_ids),
         "fingerprint_hash": digest.hexdigest(),
     }
-    prepared.finish(store, dataset=dataset, fingerprint=join_fingerprint(cases, task))
+    prepared.finish(store, dataset=dataset, fingerprint=join_fingerprint(cases, task), quality={"outliers": []})

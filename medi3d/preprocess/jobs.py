@@ -15,6 +15,7 @@ from pathlib import Path
 from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import Medi3dError
 from medi3d.io import atomic, prepared
+from medi3d.io.files import source_files
 from medi3d.io.prepared import ArraySlabs, PreparedCase
 from medi3d.preprocess.pipeline import prepare_and_measure
 from medi3d.preprocess.raw_case import RawCase
@@ -76,7 +77,7 @@ def content_hash(raw: RawCase, settings: str) -> str:
     digest.update(json.dumps(case).encode())
     for path in (*raw.images, raw.label, raw.center):
         digest.update(b"|")
-        for file in _files_of(path):
+        for file in source_files(path) if path is not None else ():
             digest.update(_hash_file(file))
     return digest.hexdigest()
 
@@ -100,12 +101,6 @@ def _hash_file(path: Path) -> bytes:
         while block := file.read(_HASHED_AT_A_TIME):
             digest.update(block)
     return digest.digest()
-
-
-def _files_of(path: Path | None) -> list[Path]:
-    if path is None:
-        return []
-    return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
 
 
 def _prepare_and_write(job: Job) -> bool:

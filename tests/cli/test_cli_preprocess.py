@@ -8,13 +8,14 @@ import typer
 from typer.testing import CliRunner
 
 from medi3d import io
-from medi3d.cli.preprocess import parse_spacing, preprocess
+from medi3d.cli.preprocess import preprocess
+from medi3d.cli.spacing import SpacingCommand, join_numbers, parse_spacing
 from medi3d.errors import ConfigError, InputError
 from medi3d.io import PreparedStore
 from medi3d.volume import LabelMap, Volume
 
 app = typer.Typer()
-app.command()(preprocess)
+app.command(cls=SpacingCommand)(preprocess)
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -81,19 +82,48 @@ def test_flags_that_contradict(raw: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("text", "expected"),
     [
-        (["1.0"], 1.0),
-        (["2.5,0.8,0.8"], [2.5, 0.8, 0.8]),
-        (["2 1 1"], [2, 1, 1]),
-        (["2.5", "0.8", "0.8"], [2.5, 0.8, 0.8]),
+        ("1.0", 1.0),
+        ("2.5,0.8,0.8", [2.5, 0.8, 0.8]),
+        ("2 1 1", [2, 1, 1]),
+        ("0.8 0.8 2.5", [2.5, 0.8, 0.8]),
+        ("0.7 0.8 2.5", [2.5, 0.8, 0.7]),
+        ("1, 1, 1", [1, 1, 1]),
+        ("2 1 2", [2, 1, 2]),
+        ("2 2 1", [2, 2, 1]),
+        ("median", "median"),
+        ("native", "native"),
     ],
 )
-def test_parse_spacing(values: list[str], expected: object) -> None:
-    assert parse_spacing(values) == expected
+def test_parse_spacing(text: str, expected: object) -> None:
+    assert parse_spacing(text) == expected
 
 
-@pytest.mark.parametrize("values", [["1,2"], ["a"], ["0"], ["1,1,-1"], [""]])
-def test_wrong_spacing(values: list[str]) -> None:
+@pytest.mark.parametrize("text", ["1,2", "a", "0", "1,1,-1", "", "1 2 3 4", "inf", "nan", "medium"])
+def test_wrong_spacing(text: str) -> None:
     with pytest.raises(ConfigError, match="give millimetres above 0, one number or three"):
-        parse_spacing(values)
+        parse_spacing(text)
+
+
+def test_an_order_of_axes_that_nobody_writes() -> None:
+    with pytest.raises(
+        ConfigError, match=r"the middle number is the largest, but the through-plane spacing comes first"
+    ):
+        parse_spacing("0.8 2.5 0.8")
+
+
+def test_three_words_are_one_value() -> None:
+    assert join_numbers(["--spacing", "1", "--workers", "2"]) == ["--spacing", "1", "--workers", "2"]
+    assert join_numbers(["-v", "--spacing", "1", "1", "2"]) == ["-v", "--spacing", "1 1 2"]
+    assert join_numbers(["--spacing", "median", "3"]) == ["--spacing", "median", "3"]
+    assert join_numbers(["--workers", "1", "3"]) == ["--workers", "1", "3"]
+
+
+@pytest.mark.parametrize("words", [["0.5", "1", "2"], ["2,1,0.5"], ["2", "1", "0.5"]])
+def test_three_spacings_as_typed(raw: Path, words: list[str]) -> None:
+    code, output = run("--task", "hippocampus", "--spacing", *words)
+    assert code == 0
+    cases = PreparedStore(Path("data/prepared/hippocampus")).cases()
+    assert cases[0].record.prepared.spacing_mm == pytest.approx((2.0, 1.0, 0.5))
+    assert "native spacing D H W, mm" in output

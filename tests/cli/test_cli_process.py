@@ -11,7 +11,6 @@ import pytest
 
 from medi3d._version import __version__
 from medi3d.cli.options import parse_assignments
-from medi3d.cli.preprocess import parse_spacing
 from medi3d.errors import ConfigError
 
 
@@ -36,14 +35,6 @@ def test_assignments() -> None:
     assert parse_assignments(["a.b=3", "c = x=y"]) == {"a.b": "3", "c": " x=y"}
     with pytest.raises(ConfigError, match=r"--set train\.steps: write section\.key=value"):
         parse_assignments(["train.steps"])
-
-
-def test_spacings() -> None:
-    assert parse_spacing(["1.5"]) == 1.5
-    assert parse_spacing(["2.5,0.8, 0.7"]) == parse_spacing(["2.5", "0.8", "0.7"]) == [2.5, 0.8, 0.7]
-    for wrong in (["1,2"], ["a"], ["0"], ["-1"], ["1,2,3,4"], [""]):
-        with pytest.raises(ConfigError, match="--spacing"):
-            parse_spacing(wrong)
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_a_killed_swap_is_no_half_case(tmp_path: Path, monkeypatch: pytest.Monke
 
 def finish(store: Path, *case_ids: str) -> None:
     dataset = {"task": {"name": "t"}, "cases": list(case_ids), "fingerprint_hash": "f00d"}
-    prepared.finish(store, dataset=dataset, fingerprint={"cases": len(case_ids)})
+    prepared.finish(store, dataset=dataset, fingerprint={"cases": len(case_ids)}, quality={"n": 1})
 
 
 def test_store_lists_its_cases_sorted_and_no_others(tmp_path: Path) -> None:
@@ -131,6 +131,7 @@ def test_store_lists_its_cases_sorted_and_no_others(tmp_path: Path) -> None:
     assert store.task_values == {"name": "t"}
     assert store.fingerprint_hash == "f00d"
     assert store.fingerprint == {"cases": 2}
+    assert store.quality == {"n": 1}
     assert prepared.stored_case_ids(tmp_path) == ["a", "b", "c"]
 
 

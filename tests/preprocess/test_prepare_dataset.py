@@ -256,8 +256,8 @@ def test_fingerprint(raw: Path, store: Path) -> None:
     low, high = (fingerprint["channels"]["T1"]["percentiles"][key][2] for key in ("min", "max"))
     assert low <= np.median(intensities) <= high
     ml = 2 * 5 * 7 * 2.0 * 0.9 * 0.8 / 1000
-    assert fingerprint["label_volumes_ml"]["anterior"]["median"] == pytest.approx(ml, rel=1e-5)
-    assert fingerprint["label_volumes_ml"]["posterior"]["cases"] == 3
+    assert fingerprint["labels"]["anterior"]["volume_ml"]["median"] == pytest.approx(ml, rel=1e-5)
+    assert fingerprint["labels"]["posterior"]["cases"] == 3
 
 
 # --- classification by table
