@@ -36,7 +36,8 @@ def sample_foreground(counts: Array, slabs: Iterable[tuple[int, int]], read: Cal
         read: gives the planes of such a slab, ``(stop - start, H, W)``.
 
     Returns:
-        Rows ``(value, d, h, w)``, int32, sorted by value and place; none where there is no foreground.
+        Rows ``(value, d, h, w)``, uint16 where that holds them, sorted by value and place; none where there is no
+        foreground.
     """
     generator = np.random.default_rng(0)
     found: dict[int, list[Array]] = {}
@@ -57,7 +58,10 @@ def sample_foreground(counts: Array, slabs: Iterable[tuple[int, int]], read: Cal
                     h, w = np.divmod(flat, plane.shape[1])
                     found[value].append(np.stack([np.full_like(h, value), np.full_like(h, d), h, w], axis=1))
     rows = [row for value in sorted(found) for row in found[value]]
-    return np.concatenate(rows).astype(np.int32) if rows else np.empty((0, 4), np.int32)
+    if not rows:
+        return np.empty((0, 4), np.uint16)
+    joined = np.concatenate(rows)
+    return joined.astype(np.uint16 if joined.max() <= 65535 else np.int32)
 
 
 def _draw_ranks(total: int, generator: np.random.Generator) -> Array:

@@ -168,7 +168,7 @@ def test_damaged_stores_say_what_to_do(tmp_path: Path) -> None:
     assert prepared.stored_hash(case.parent) is None
     dataset = json.loads((tmp_path / "dataset.json").read_text()) | {"format": 0}
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
-    with pytest.raises(InputError, match="prepared with format 0, this medi3d reads 1"):
+    with pytest.raises(InputError, match="prepared with format 0, this medi3d reads 2"):
         PreparedStore(tmp_path)
 
 
@@ -178,6 +178,9 @@ def test_a_damaged_array_says_what_to_do(tmp_path: Path) -> None:
     (case.folder / "image.b2nd").write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"image\.b2nd: unreadable prepared array"):
         case.image()
+    (case.folder / "foreground.npy").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"foreground\.npy: unreadable prepared array"):
+        _ = prepared.read_case(case.folder).foreground
 
 
 def test_record_survives_json() -> None:
