@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medi3d.preprocess.foreground import Background
-from medi3d.types import Array, FloatTriple
+from medi3d.types import Array, FloatTriple, IntTriple
 from medi3d.volume import CANONICAL_ORIENTATION, Grid, LabelMap, Volume
 
 _VALUES = 256
@@ -47,8 +47,9 @@ def measure_labels(volume: Volume, label: LabelMap, backgrounds: Sequence[Backgr
 
     Returns:
         Label value → ``voxels``, ``volume_ml``, ``center`` (0 to 1 through the field of view towards superior,
-        posterior and left), ``offset_mm`` (from the middle of the field of view, RAS), ``means`` and
-        ``background_shares`` (of each channel) and ``at_border`` (whether it touches the rim of the field of view).
+        posterior and left), ``offset_mm`` (from the middle of the field of view, RAS), ``means`` (of each channel),
+        ``background_shares`` (of each channel: how much of the label lies on its constant background) and
+        ``at_border`` (whether it touches the rim of the field of view).
     """
     array = label.array[0]
     blocks = [
@@ -72,7 +73,7 @@ def _measure_block(block: Array, channels: Array, backgrounds: Sequence[Backgrou
     columns: list[Array] = [plane_d + start, h, w]
     for channel, background in zip(channels, backgrounds, strict=True):
         voxels = channel[columns[0], h, w]
-        columns += [voxels, ~background.foreground(voxels)]
+        columns += [voxels, voxels == background.value]  # a dark place may be lung: no word on noisy air
     sampled = np.bincount(values, minlength=_VALUES)
     sums = np.stack([np.bincount(values, weights=column, minlength=_VALUES) for column in columns], axis=1)
     return _Block(counts, sums * (counts / np.maximum(sampled, 1))[:, None])
@@ -122,20 +123,26 @@ def _describe(voxels: int, means: Array, grid: Grid, at_border: bool) -> dict[st
 def canonical_fractions(index: Array, grid: Grid) -> list[float]:
     """Return how far an index ``(d, h, w)`` lies through the field of view, 0 to 1, towards S, P and L."""
     shares = (np.asarray(index) + 0.5) / np.asarray(grid.shape)
-    axes = [_axis_towards(grid, letter) for letter in CANONICAL_ORIENTATION]
     return [
         float(shares[axis]) if grid.orientation[axis] == letter else float(1 - shares[axis])
-        for axis, letter in zip(axes, CANONICAL_ORIENTATION, strict=True)
+        for axis, letter in zip(axes_along(grid, CANONICAL_ORIENTATION), CANONICAL_ORIENTATION, strict=True)
     ]
 
 
 def spacing_along(grid: Grid, orientation: str) -> FloatTriple:
     """Return the spacing, millimetres, along the axes of another orientation, such as ``"SPL"``."""
-    d, h, w = (grid.spacing_mm[_axis_towards(grid, letter)] for letter in orientation)
+    d, h, w = (grid.spacing_mm[axis] for axis in axes_along(grid, orientation))
     return d, h, w
 
 
-def _axis_towards(grid: Grid, letter: str) -> int:
-    """Return the axis that runs towards or away from R, L, A, P, S or I."""
-    pair = next(pair for pair in ("SI", "PA", "LR") if letter in pair)
-    return next(axis for axis, other in enumerate(grid.orientation) if other in pair)
+def axes_along(grid: Grid, orientation: str) -> IntTriple:
+    """Return which of a grid's axes run along, or against, those of an orientation.
+
+    Example:
+        >>> axes_along(Grid((4, 5, 6), np.diag([3.0, 2.0, 1.0, 1.0])), "SPL")  # stored as RAS
+        (2, 1, 0)
+    """
+    pairs = {letter: pair for pair in ("SI", "PA", "LR") for letter in pair}
+    stored = [pairs[letter] for letter in grid.orientation]
+    d, h, w = (stored.index(pairs[letter]) for letter in orientation)
+    return d, h, w
