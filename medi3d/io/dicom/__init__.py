@@ -12,10 +12,10 @@ from pathlib import Path
 from medi3d.errors import InputError
 from medi3d.io.dicom.frames import Frame, frames_of
 from medi3d.io.dicom.geometry import stack_frames
+from medi3d.io.dicom.opening import has_dicom_mark
 from medi3d.io.dicom.pixels import check_syntax, decode_frames, voxel_type
 from medi3d.io.dicom.series import dicom_paths, find_series, list_series, split_address
 from medi3d.io.dicom.suv import to_suv
-from medi3d.io.dicom.tags import has_dicom_mark
 from medi3d.io.raw import Header, RawImage
 from medi3d.volume import Affine, Grid
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from medi3d.errors import InputError
-from medi3d.io.dicom.tags import TAGS, DicomFile, PixelElement, Tags
+from medi3d.io.dicom.opening import DicomFile, PixelElement
+from medi3d.io.dicom.tags import TAGS, Tags
 
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66."
@@ -201,7 +202,8 @@ def _pixel_format(file: DicomFile) -> PixelFormat:
 
 def _pixels(file: DicomFile) -> PixelElement:
     if file.pixels is None:
-        raise InputError(f"{file.name}: no Pixel Data; the file is cut short or damaged")
+        reason = "no Pixel Data; the file is cut short or damaged" if file.is_image else "a report, a plan or the like"
+        raise InputError(f"{file.name}: holds no image: {reason}")
     return file.pixels
 
 

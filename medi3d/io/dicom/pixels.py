@@ -17,7 +17,7 @@ import numpy as np
 
 from medi3d.errors import InputError
 from medi3d.io.dicom.frames import Frame, PixelFormat
-from medi3d.io.dicom.tags import DicomFile, PixelElement
+from medi3d.io.dicom.opening import DicomFile, PixelElement, ends_with_elements
 from medi3d.io.scratch import spool
 from medi3d.types import Array
 
@@ -190,7 +190,9 @@ class _CompressedFrames:
     def __init__(self, content: Content, file: DicomFile) -> None:
         assert file.pixels is not None
         self._decode = DECODERS[file.syntax]
-        table, fragments = _read_fragments(content, file.pixels.offset)
+        table, fragments, end = _read_fragments(content, file.pixels.offset)
+        if not ends_with_elements(content[end:], file.syntax):
+            raise ValueError("what follows the pixels is no DICOM")
         self._frames = _group_fragments(table, fragments, file.num_frames)
 
     def frame(self, content: Content, frame: Frame, element: PixelElement) -> Array:
@@ -202,8 +204,8 @@ class _CompressedFrames:
 Fragment: TypeAlias = tuple[int, int]
 
 
-def _read_fragments(content: Content, place: int) -> tuple[list[int], list[Fragment]]:
-    """Return the Basic Offset Table and (offset, length) of each fragment."""
+def _read_fragments(content: Content, place: int) -> tuple[list[int], list[Fragment], int]:
+    """Return the Basic Offset Table, (offset, length) of each fragment, and where the last one ends."""
     items: list[Fragment] = []
     while True:
         group, element, length = _ITEM_HEAD.unpack(content[place : place + 8])
@@ -217,7 +219,7 @@ def _read_fragments(content: Content, place: int) -> tuple[list[int], list[Fragm
     if not items or items[0][1] % 4:
         raise ValueError("no fragment table")
     start, size = items[0]
-    return list(struct.unpack(f"<{size // 4}L", content[start : start + size])), items[1:]
+    return list(struct.unpack(f"<{size // 4}L", content[start : start + size])), items[1:], place
 
 
 def _group_fragments(table: list[int], fragments: list[Fragment], count: int) -> list[list[Fragment]]:

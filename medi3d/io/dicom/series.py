@@ -18,7 +18,7 @@ from pathlib import Path
 from medi3d.errors import InputError
 from medi3d.io.dicom.frames import frames_of
 from medi3d.io.dicom.geometry import stack_frames
-from medi3d.io.dicom.tags import DicomFile, has_dicom_mark, open_dicom
+from medi3d.io.dicom.opening import DicomFile, has_dicom_mark, open_dicom
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medi3d.errors import InputError
@@ -91,42 +88,12 @@ TAGS: dict[str, tuple[int, str]] = {
 PRIVATE_TAGS = (0x00090010, 0x0009100D, 0x70530010, 0x70531000, 0x70531009)
 """What :mod:`~medi3d.io.dicom.suv` needs of GE's and Philips's private groups."""
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_NOT_IMAGES = ("9.", "11.", "4.2", "66", "67", "79.1", "88.", "104.", "481.3", "481.4", "481.5", "481.6", "481.7",
-               "481.8", "481.9", "481.10", "481.11")  # fmt: skip
-"""Storage classes of objects without pixels (PS3.4 annex B.5): waveforms, presentation states, spectra, registrations,
-reports, documents, RT structures, plans and records. A file that is none of these and has no pixels is damaged."""
-
-_MARK_OFFSET, MARK = 128, b"DICM"
 _DECIMAL = re.compile(rb" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")
 _INTEGER = re.compile(rb" *[+-]?\d+ *")
 _PRINTABLE = re.compile(rb"[\x20-\x7e]*")
-_UNDEFINED = 0xFFFFFFFF
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_IMPLICIT = "1.2.840.10008.1.2"
-_PIXEL_TAGS = {(0x7FE0, 0x0010): "integer", (0x7FE0, 0x0008): "float32", (0x7FE0, 0x0009): "float64"}
-_LONG_FORMS = (b"OB", b"OW", b"OF", b"OD", b"UN")
-_DAMAGE = (EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError,
-           IndexError, OverflowError, struct.error, zlib.error)  # fmt: skip
-"""What pydicom raises on bytes that make no sense."""
-
-
-@dataclass(frozen=True)
-class PixelElement:
-    """Where the pixel data of a file lies.
-
-    Args:
-        kind: ``"integer"``, ``"float32"`` or ``"float64"``, by the element's tag.
-        offset: of the first byte of the value, in the file or in ``content``.
-        length: in bytes; ``None`` for encapsulated (compressed) data, which says its own end.
-        content: the bytes of a deflated file; ``None`` where the value is read from the file itself.
-    """
-
-    kind: str
-    offset: int
-    length: int | None
-    content: bytes | None = field(default=None, repr=False)
+DAMAGE = (EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError,
+          IndexError, OverflowError, OSError, struct.error, zlib.error)  # fmt: skip
+"""What pydicom raises on bytes that make no sense, besides errors of its own."""
 
 
 class Tags:
@@ -217,6 +184,8 @@ class Tags:
         tag, _ = TAGS[keyword]
         if tag not in self._dataset:
             return []
+        from pydicom.errors import BytesLengthException
+
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -224,105 +193,12 @@ class Tags:
                 if element.VR != "SQ":
                     raise self.unreadable(keyword)
                 return [Tags(item, self.where) for item in element.value]
-        except _DAMAGE:
+        except (*DAMAGE, BytesLengthException):
             raise self.unreadable(keyword) from None
 
     def item(self, keyword: str) -> Tags | None:
         """Return the first item of a sequence, ``None`` where there is none."""
         return next(iter(self.items(keyword)), None)
-
-
-@dataclass(frozen=True, eq=False)
-class DicomFile:
-    """One DICOM file: its elements and where its pixel data lies, which is not read yet."""
-
-    path: Path
-    name: str
-    tags: Tags
-    syntax: str
-    pixels: PixelElement | None
-
-    @property
-    def big_endian(self) -> bool:
-        """Whether the pixel data has its most significant byte first."""
-        return self.syntax == _BIG_ENDIAN
-
-    @property
-    def num_frames(self) -> int:
-        """Number of Frames; 1 where the element is absent."""
-        number = self.tags.number("NumberOfFrames")
-        return 1 if number is None else int(number)
-
-    @cached_property
-    def is_image(self) -> bool:
-        """Whether the file holds an image, or should; reports, plans, waveforms and the like do not."""
-        kind = self.tags.text("SOPClassUID").removeprefix(_STORAGE)
-        return self.pixels is not None or "Rows" in self.tags or not kind.startswith(_NOT_IMAGES)
-
-
-def has_dicom_mark(path: Path) -> bool:
-    """Tell whether a file bears the DICOM mark after its preamble (PS3.10 section 7.1)."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_MARK_OFFSET + len(MARK))[_MARK_OFFSET:] == MARK
-    except OSError:
-        return False
-
-
-def open_dicom(path: Path, name: str) -> DicomFile:
-    """Read the elements of a file up to its pixel data.
-
-    Args:
-        path: the file.
-        name: how messages name it.
-
-    Raises:
-        InputError: the file cannot be opened or parsed.
-    """
-    import pydicom
-
-    wanted: list[Any] = [*(tag for tag, _ in TAGS.values()), *PRIVATE_TAGS]
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted)
-            syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-            if syntax == _DEFLATED:
-                pixels = _pixels_of_deflated(path)
-            else:
-                pixels = _pixels_at(file.read(12), file.tell(), syntax)
-    except OSError as error:
-        raise InputError(f"{name}: cannot be opened ({error.strerror or 'read error'})") from None
-    except (*_DAMAGE, pydicom.errors.InvalidDicomError):
-        raise InputError(f"{name}: not readable as DICOM; the file is damaged") from None
-    if not syntax:
-        raise InputError(f"{name}: TransferSyntaxUID is missing; the file is damaged")
-    return DicomFile(path, name, Tags(dataset, name), syntax, pixels)
-
-
-def _pixels_at(head: bytes, end: int, syntax: str) -> PixelElement | None:
-    """Parse the element header at which pydicom stopped (PS3.5 section 7.1)."""
-    order = ">" if syntax == _BIG_ENDIAN else "<"
-    if len(head) < 8 or (kind := _PIXEL_TAGS.get(struct.unpack(f"{order}HH", head[:4]))) is None:
-        return None
-    if syntax == _IMPLICIT:
-        length, offset = struct.unpack("<L", head[4:8])[0], end - len(head) + 8
-    elif head[4:6] in _LONG_FORMS and len(head) == 12:
-        length, offset = struct.unpack(f"{order}L", head[8:12])[0], end
-    else:
-        return None
-    return PixelElement(kind, offset, None if length == _UNDEFINED else length)
-
-
-def _pixels_of_deflated(path: Path) -> PixelElement | None:
-    import pydicom
-
-    dataset = pydicom.dcmread(path)
-    for (group, element), kind in _PIXEL_TAGS.items():
-        if (group, element) in dataset:
-            content = bytes(dataset[group, element].value)
-            return PixelElement(kind, 0, len(content), content)
-    return None
 
 
 def _decimals(value: bytes, order: str) -> tuple[float, ...]:
