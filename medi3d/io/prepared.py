@@ -330,7 +330,7 @@ def _write_slabs(
     """Write an array layer by layer of its chunks; ``look`` sees each before it is stored."""
     c, *space = slabs.shape
     chunks = [min(SLAB_PLANES, n) for n in space]
-    # blocks of equal size: blosc2 pads chunks to whole blocks, and 36 x 50 x 35 voxels as 64 x 64 x 64 took twice as long
+    # blocks of equal size: blosc2 pads chunks to whole blocks, and 36x50x35 voxels as 64x64x64 took twice as long
     blocks = [-(-n // -(-n // _BLOCK)) for n in chunks]
     layout = {"chunks": (1, *chunks), "blocks": (1, *blocks), "cparams": _COMPRESSION, "dparams": _ONE_THREAD}
     with atomic.name_the_disk(path.parent):
