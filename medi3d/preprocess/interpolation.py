@@ -12,6 +12,7 @@ with z = √3 - 2. Its cardinal spline falls off as |z|^k = 0.27^k.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,7 +27,20 @@ _NEGLIGIBLE = 1e-9
 _TRUNCATE = 3.0
 """Standard deviations at which the Gaussian ends."""
 
-Kernel = Callable[[Array], Array]
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a place takes its value from the voxels around it.
+
+    Args:
+        weight: weight of a voxel by its distance, in voxels.
+        radius: number of voxels on either side that are looked at.
+        variance: of the kernel, in voxels²: how much it smooths by itself, on the average over places.
+    """
+
+    weight: Callable[[Array], Array]
+    radius: int
+    variance: float
 
 
 def linear_kernel(distance: Array) -> Array:
@@ -44,12 +58,11 @@ def cubic_kernel(distance: Array) -> Array:
     return np.asarray(np.where(x < 1.0, inner, outer) @ response)
 
 
-KERNELS: Registry[tuple[Kernel, int]] = Registry("interpolation")
-"""Name → weight of a voxel by its distance, and the number of voxels on either side that are looked at."""
+KERNELS: Registry[Kernel] = Registry("interpolation")
 
-KERNELS.add("linear", (linear_kernel, 1))
-KERNELS.add("bspline", (cubic_kernel, _SPLINE_RADIUS))
-KERNELS.add("nearest", (lambda distance: (distance == 0.0).astype(np.float64), 1))
+KERNELS.add("linear", Kernel(linear_kernel, radius=1, variance=1 / 6))
+KERNELS.add("bspline", Kernel(cubic_kernel, radius=_SPLINE_RADIUS, variance=0.0))
+KERNELS.add("nearest", Kernel(lambda distance: (distance == 0.0).astype(np.float64), radius=1, variance=1 / 12))
 
 
 def axis_weights(at: Array, extent: int, *, interpolation: str, sigma: float, extend: bool) -> Array:
@@ -70,7 +83,7 @@ def axis_weights(at: Array, extent: int, *, interpolation: str, sigma: float, ex
         >>> axis_weights(np.array([0.25, 9.0]), 3, interpolation="linear", sigma=0.0, extend=True).tolist()
         [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]
     """
-    kernel, radius = KERNELS[interpolation]
+    kernel = KERNELS[interpolation]
     inside = is_inside(at, extent)
     last = extent - 1
     place = np.where(inside, at, np.clip(np.round(at), 0, last))
@@ -78,10 +91,10 @@ def axis_weights(at: Array, extent: int, *, interpolation: str, sigma: float, ex
         place = np.clip(place, 0, last)
     if interpolation == "nearest":
         place = np.floor(place + 0.5)  # SimpleITK's rounding
-    voxel = np.floor(place)[:, None].astype(int) + np.arange(1 - radius, radius + 1)
+    voxel = np.floor(place)[:, None].astype(int) + np.arange(1 - kernel.radius, kernel.radius + 1)
     weights = np.zeros((len(at), extent))
     rows = np.broadcast_to(np.arange(len(at))[:, None], voxel.shape)
-    np.add.at(weights, (rows, _mirror(voxel, extent)), kernel(place[:, None] - voxel))
+    np.add.at(weights, (rows, _mirror(voxel, extent)), kernel.weight(place[:, None] - voxel))
     if sigma > 0:
         weights = _smooth_first(weights, sigma)
     weights[np.abs(weights) < _NEGLIGIBLE] = 0.0
@@ -97,7 +110,7 @@ def is_inside(at: Array, extent: int) -> Array:
 
 def reach_of(interpolation: str, sigma: float) -> int:
     """Return how many source voxels beside a place have weight in :func:`axis_weights`."""
-    return KERNELS[interpolation][1] + gaussian_radius(sigma)
+    return KERNELS[interpolation].radius + gaussian_radius(sigma)
 
 
 def gaussian_radius(sigma: float) -> int:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from medi3d import io
-from medi3d.preprocess.mapping import box_inside, map_between
+from medi3d.preprocess.mapping import box_inside, map_between, smoothing_sigma
 from medi3d.preprocess.oblique import ObliqueMap
 from medi3d.preprocess.orient import reorient
 from medi3d.preprocess.resample import ImageResampler, isotropic_grid
 from medi3d.preprocess.separable import SeparableMap
 from medi3d.volume import Grid, Volume
 
+ORDERS = {"linear": 1, "bspline": 3}
 SHEAR = np.array([[1, 0.15, 0], [0, 1, -0.1], [0.2, 0, 1]])
 STRAIGHT = np.array([[0.0, 0, -0.7, 5], [0, -0.9, 0, 6], [2.5, 0, 0, 7], [0, 0, 0, 1]])  # SPL
 
@@ -184,6 +185,37 @@ def test_the_fill_lies_outside_and_only_there(target: Grid) -> None:
     inside = ((at >= -0.5) & (at <= np.array(source.shape) - 0.5)).all(axis=-1)
     filled = whole(ImageResampler(np.full((1, 11, 22, 31), 5, "u1"), source, wide, fill=-7.0), 5)[0]
     np.testing.assert_allclose(filled, np.where(inside, 5.0, -7.0), atol=1e-5)
+
+
+def test_smoothing_makes_up_for_what_interpolation_lacks() -> None:
+    source = Grid((20, 20, 20), np.eye(4))
+
+    def sigma(spacing: float, interpolation: str = "linear") -> float:
+        return smoothing_sigma(source, Grid((9, 9, 9), np.diag([spacing, 1, 0.5, 1])), interpolation)[0]
+
+    assert sigma(1.0) == sigma(0.4) == sigma(1.3) == sigma(9.0, "nearest") == 0.0
+    assert sigma(2.0) == pytest.approx(np.sqrt(3 / (8 * np.log(2)) - 1 / 6))
+    assert sigma(2.0, "bspline") == pytest.approx(np.sqrt(3 / (8 * np.log(2))))
+    assert sigma(1.1, "bspline") > 0
+    assert smoothing_sigma(source, Grid((9, 9, 9), np.diag([2.0, 1, 0.5, 1])), "linear")[1:] == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "bspline"])
+@pytest.mark.parametrize("kind", ["coarser", "turned"])
+def test_a_coarser_image_is_the_smoothed_one_interpolated(interpolation: str, kind: str) -> None:
+    source, target, array = Grid((21, 22, 31), STRAIGHT), TARGETS["coarser"], noise((21, 22, 31), dtype="f4")
+    if kind == "turned":
+        target = Grid((7, 9, 10), turned((0.2, 0.1, 0.3)) @ np.diag([2.2, 2.4, 2.6, 1]))
+    sigma = smoothing_sigma(source, target, interpolation)
+    assert min(sigma) > 0.4
+    smooth = gaussian_filter(array[0].astype("f8"), sigma, mode="nearest", truncate=3.0)[None]
+    expected = by_scipy(smooth, source, target, ORDERS[interpolation])
+    got = whole(ImageResampler(array, source, target, interpolation=interpolation, padding=None), 2)[0]
+    index = np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), -1)
+    at = source.world_to_index(target.index_to_world(index))
+    inside = ((at >= 0) & (at <= np.array(source.shape) - 1)).all(axis=-1)
+    assert inside.sum() > 50
+    np.testing.assert_allclose(got[inside], expected[inside], atol=1e-4 * np.ptp(array))
 
 
 @pytest.mark.parametrize("dtype", ["?", ">i2", ">f4", "f2", "i4", "u8", "f8"])
