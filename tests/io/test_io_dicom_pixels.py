@@ -274,6 +274,18 @@ def test_a_stream_cut_short(tmp_path: Path, encoding: str, share: float) -> None
         dicom.read_dicom(folder)
 
 
+def test_a_stream_of_more_bits_than_the_header_tells_of(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", draw_slices(3, 40, 30).astype(np.uint8))
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = COMPRESSORS["JPEG"]
+        dataset.PixelData = encapsulate([itk_stream(draw_slices(1, 40, 30)[0], "JPEG", tmp_path)])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(path)
+    with pytest.raises(dicom.InputError, match="beyond the 8 bits that the header tells of"):
+        dicom.read_dicom(folder)
+
+
 # The decoders by themselves
 
 

@@ -14,15 +14,13 @@ from medi3d.io.dicom.frames import Frame, frames_of
 from medi3d.io.dicom.geometry import stack_frames
 from medi3d.io.dicom.opening import has_dicom_mark
 from medi3d.io.dicom.pixels import check_syntax, decode_frames, voxel_type
-from medi3d.io.dicom.series import dicom_paths, find_series, list_series, split_address
+from medi3d.io.dicom.series import find_series, holds_dicom, list_series, split_address
 from medi3d.io.dicom.suv import to_suv
 from medi3d.io.raw import Header, RawImage
 from medi3d.volume import Affine, Grid
 
 __all__ = [
     "is_dicom",
-    "is_dicom_file",
-    "is_dicom_folder",
     "list_series",
     "read_dicom",
     "read_dicom_header",
@@ -35,22 +33,9 @@ QUANTITIES = ("stored", "suv")
 def is_dicom(path: Path) -> bool:
     """Tell whether a path is a DICOM file, a folder that itself holds DICOM files, or ``folder#N``."""
     folder, number = split_address(path)
-    return folder.is_dir() if number is not None else is_dicom_file(path) or is_dicom_folder(path)
-
-
-def is_dicom_file(path: Path) -> bool:
-    """Tell whether a file bears the DICOM mark."""
-    return path.is_file() and has_dicom_mark(path)
-
-
-def is_dicom_folder(path: Path) -> bool:
-    """Tell whether a folder itself holds DICOM files."""
-    if not path.is_dir():
-        return False
-    try:
-        return bool(dicom_paths(path))
-    except InputError:
-        return True
+    if number is not None or not folder.is_dir():
+        return folder.is_dir() or has_dicom_mark(folder)
+    return holds_dicom(folder)
 
 
 def read_dicom_header(path: Path, *, quantity: str = "stored") -> Header:

@@ -50,7 +50,10 @@ def _decode_rle(content: bytes, pixels: PixelFormat, syntax: str) -> Array:
 def _decode_jpeg_lossless(content: bytes, pixels: PixelFormat, syntax: str) -> Array:
     from medi3d.io.dicom.jpeg import decode_jpeg_lossless
 
-    return decode_jpeg_lossless(content, (pixels.rows, pixels.columns)).astype(f"u{pixels.bits_allocated // 8}")
+    decoded = decode_jpeg_lossless(content, (pixels.rows, pixels.columns))
+    if pixels.bits_allocated < 16 and (decoded >> pixels.bits_allocated).any():
+        raise ValueError(f"JPEG pixels beyond the {pixels.bits_allocated} bits that the header tells of")
+    return decoded.astype(f"u{pixels.bits_allocated // 8}")
 
 
 def _decode_jpeg_ls(content: bytes, pixels: PixelFormat, syntax: str) -> Array:

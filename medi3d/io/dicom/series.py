@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 _ADDRESS = re.compile(r"(?s)(.*)#(\d+)")
 _DIRECTORY_NAME = "DICOMDIR"
 _DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
+_OTHER_SUFFIXES = {".nii", ".gz", ".nrrd", ".mha", ".mhd", ".json", ".csv"}
+"""Not looked into: a folder may hold thousands of such files."""
+
 _SCOUT = "LOCALIZER"
 """Image Type value 3 of a scout (PS3.3 C.8.2.1.1.1)."""
 
@@ -67,18 +70,33 @@ def split_address(path: Path) -> tuple[Path, int | None]:
     return Path(found[1]), int(found[2])
 
 
-def dicom_paths(folder: Path) -> list[Path]:
+def holds_dicom(folder: Path) -> bool:
+    """Tell whether a folder itself holds DICOM files, or files that are named so."""
+    try:
+        return any(path.suffix.lower() in _DICOM_SUFFIXES or has_dicom_mark(path) for path in _candidates(folder))
+    except InputError:
+        return False
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that may be DICOM, sorted by name."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from None
+    for path in (folder / name for name in names if not name.startswith(".") and name.upper() != _DIRECTORY_NAME):
+        if path.suffix.lower() not in _OTHER_SUFFIXES and path.is_file():
+            yield path
+
+
+def _dicom_paths(folder: Path) -> list[Path]:
     """List the DICOM files that a folder itself holds, sorted by name.
 
     Raises:
         InputError: the folder cannot be listed, or a file is named as DICOM and bears no DICOM mark.
     """
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from None
     found = []
-    for path in (folder / name for name in names if not name.startswith(".") and name.upper() != _DIRECTORY_NAME):
+    for path in _candidates(folder):
         if has_dicom_mark(path):
             found.append(path)
         elif path.suffix.lower() in _DICOM_SUFFIXES:
@@ -93,7 +111,7 @@ def series_of_folder(folder: Path) -> list[Series]:
     Raises:
         InputError: a file cannot be read.
     """
-    files = [open_dicom(path, str(path)) for path in dicom_paths(folder)]
+    files = [open_dicom(path, str(path)) for path in _dicom_paths(folder)]
     images = [file for file in files if file.is_image]
     kept = [file for file in images if _SCOUT not in file.tags.texts("ImageType")[2:3]]
     if len(kept) < len(images):
