@@ -104,9 +104,8 @@ def image_files(path: PathLike) -> list[Path]:
     """
     path = Path(path)
     if not is_folder(path):
-        if is_dicom(path):
-            raise InputError(f"{path}: a single DICOM file; give the folder that holds its series: {path.parent}")
-        open_file(path).close()
+        if not is_dicom(path):
+            open_file(path).close()
         return [path]
     if is_dicom(path):
         return list_series(path)
@@ -138,7 +137,7 @@ def source_files(path: PathLike) -> list[Path]:
 def read_volume(
     path: PathLike,
     *,
-    dtype: npt.DTypeLike = np.float32,
+    dtype: npt.DTypeLike | None = np.float32,
     channels: int | None = None,
     frame: int | None = None,
     quantity: str = "stored",

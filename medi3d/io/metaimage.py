@@ -14,7 +14,7 @@ import numpy as np
 
 from medi3d.errors import InputError
 from medi3d.io.detached import find_data_files, parse_floats, parse_integers, parts_of, read_text
-from medi3d.io.raw import LPS_TO_RAS, check_spacing, checked_grid, reverse_axes
+from medi3d.io.raw import check_spacing, checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import describe_content
 from medi3d.io.voxels import ImageFile, Voxels
 from medi3d.volume import Affine
@@ -126,13 +126,14 @@ def _affine(header: _Header, dimension: int) -> Affine:
     check_spacing((spacing[2], spacing[1], spacing[0]), path, what="header (ElementSpacing)")
     if matrix[:3, 3:].any() or matrix[3:, :3].any():
         raise InputError(f"{path}: the TransformMatrix mixes space with the fourth axis; such a grid cannot be read")
-    lengths = np.linalg.norm(matrix[:3, :3], axis=1)
-    if np.isfinite(lengths).all() and np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(matrix[:3, :3], axis=1)
+    if np.isfinite(matrix).all() and np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
         raise InputError(f"{path}: the rows of TransformMatrix must have length 1, got {lengths.round(4).tolist()}")
     affine = np.eye(4)
     affine[:3, :3] = matrix[:3, :3].T * spacing
     affine[:3, 3] = header.floats("Offset", dimension)[:3]
-    return np.asarray(LPS_TO_RAS @ reverse_axes(affine), dtype=np.float64)
+    return scale_world(reverse_axes(affine), -1.0, -1.0, 1.0)
 
 
 def _voxels(header: _Header, shape: tuple[int, ...], channel_axis: int | None) -> Voxels:

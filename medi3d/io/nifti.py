@@ -16,7 +16,7 @@ import numpy as np
 
 from medi3d.errors import InputError
 from medi3d.io import atomic
-from medi3d.io.raw import check_spacing, checked_grid, reverse_axes
+from medi3d.io.raw import check_spacing, checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import Part, Stream, describe_content, is_there, part_of
 from medi3d.io.voxels import ImageFile, Voxels
 from medi3d.types import Array
@@ -252,15 +252,17 @@ def _grid(fields: np.void, shape: tuple[int, int, int], path: Path) -> Grid:
     unit_code = int(fields["xyzt_units"]) & 7
     if unit_code not in _MILLIMETRES:
         raise InputError(f"{path}: unreadable NIfTI header (unit of length {unit_code}; expected 0 to 3)")
-    unit = np.diag([_MILLIMETRES[unit_code]] * 3 + [1.0])
+    unit = _MILLIMETRES[unit_code]
     codes = {name: int(fields[f"{name}_code"]) for name in ("sform", "qform")}
     if not all(0 <= code <= 5 for code in codes.values()):
         raise InputError(f"{path}: unreadable NIfTI header (sform and qform code {codes['sform']}, {codes['qform']})")
-    x, y, z = (float(spacing) * float(unit[0, 0]) for spacing in fields["pixdim"][1:4])
+    x, y, z = (float(spacing) * unit for spacing in fields["pixdim"][1:4])
     check_spacing((z, y, x), path, what="header (pixdim)")
     affines = {"sform": _sform, "qform": _qform}
     grids = {
-        name: checked_grid(shape, unit @ reverse_axes(affines[name](fields, path)), path, what=name)
+        name: checked_grid(
+            shape, scale_world(reverse_axes(affines[name](fields, path)), unit, unit, unit), path, what=name
+        )
         for name, code in codes.items()
         if code > 0
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from medi3d.errors import InputError
 from medi3d.io.detached import find_data_files, parse_floats, parse_integers, parts_of, read_text
-from medi3d.io.raw import LPS_TO_RAS, checked_grid, reverse_axes
+from medi3d.io.raw import checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import describe_content
 from medi3d.io.voxels import ImageFile, Voxels
 from medi3d.volume import Affine
@@ -52,12 +52,13 @@ _ENCODINGS = {
 }  # fmt: skip
 _ENDIANS = {"little": "<", "big": ">"}
 
-_LAS_TO_RAS = np.diag([-1.0, 1.0, 1.0, 1.0])
 _SPACES = {
-    "right-anterior-superior": np.eye(4), "ras": np.eye(4),
-    "left-anterior-superior": _LAS_TO_RAS, "las": _LAS_TO_RAS,
-    "left-posterior-superior": LPS_TO_RAS, "lps": LPS_TO_RAS,
+    "right-anterior-superior": (1.0, 1.0, 1.0), "ras": (1.0, 1.0, 1.0),
+    "left-anterior-superior": (-1.0, 1.0, 1.0), "las": (-1.0, 1.0, 1.0),
+    "left-posterior-superior": (-1.0, -1.0, 1.0), "lps": (-1.0, -1.0, 1.0),
 }  # fmt: skip
+"""Anatomical space → what turns its axes into RAS."""
+
 _MILLIMETRES = {"mm": 1.0, "millimeter": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "cm": 10.0, "m": 1000.0}
 
 _KNOWN_FIELDS = {
@@ -198,8 +199,8 @@ def _affine(header: _Header, directions: list[list[float] | None]) -> Affine:
     affine = np.eye(4)
     affine[:3, :3] = np.array([direction for direction in directions if direction is not None]).T
     affine[:3, 3] = _vector(header.required("space origin"), "space origin", path)
-    unit = np.diag([_MILLIMETRES[units[0]]] * 3 + [1.0])
-    return np.asarray(unit @ _SPACES[header.fields["space"].lower()] @ reverse_axes(affine), dtype=np.float64)
+    unit = _MILLIMETRES[units[0]]
+    return scale_world(reverse_axes(affine), *(unit * sign for sign in _SPACES[header.fields["space"].lower()]))
 
 
 def _voxels(header: _Header, shape: tuple[int, ...], channel_axis: int | None) -> Voxels:

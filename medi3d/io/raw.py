@@ -61,6 +61,14 @@ def reverse_axes(affine: Affine) -> Affine:
     return np.asarray(affine, dtype=np.float64)[:, [2, 1, 0, 3]]
 
 
+def scale_world(affine: Affine, *factors: float) -> Affine:
+    """Multiply the world axes x, y and z of an affine; unlike a matrix product, this carries NaN and infinity along."""
+    scaled = affine.copy()
+    with np.errstate(over="ignore"):
+        scaled[:3] *= np.reshape(factors, (3, 1))
+    return scaled
+
+
 def checked_grid(shape: IntTriple, affine: Affine, path: Path, *, what: str = "affine") -> Grid:
     """Return the grid of an image file, having checked that it is one that a scanner or a program may have meant.
 
@@ -80,7 +88,8 @@ def checked_grid(shape: IntTriple, affine: Affine, path: Path, *, what: str = "a
         )
     if not np.isfinite(affine).all():
         raise InputError(f"{path}: the {what} holds NaN or infinity: {_rows(affine)}; mend the header")
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):
+        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     check_spacing((float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])), path, what=what)
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < _MIN_VOLUME:
         raise InputError(
@@ -102,4 +111,4 @@ def check_spacing(spacing_mm: FloatTriple, path: Path, *, what: str) -> None:
 
 
 def _rows(affine: Affine) -> str:
-    return str(np.round(affine[:3], 6).tolist())
+    return "; ".join(" ".join(f"{number:.6g}" for number in row) for row in affine[:3])
