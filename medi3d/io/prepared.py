@@ -351,12 +351,10 @@ def _write_label(label: Slabs, folder: Path, case_id: str) -> None:
     def look(slab: Array) -> None:
         if slab.dtype != np.uint8 and (slab.min() < 0 or slab.max() > 255):
             raise InputError(f"case {case_id}: prepared label values must lie in 0..255")
-        counts.append(count_labels(slab[0].astype(np.uint8, copy=False)))
+        counts.extend(count_labels(slab[0].astype(np.uint8, copy=False)))
 
     stored = _write_slabs(label, folder / _LABEL, np.uint8, look=look)
-    rows = sample_foreground(
-        np.concatenate(counts), _slabs_of(label.shape), lambda start, stop: np.asarray(stored[0, start:stop])
-    )
+    rows = sample_foreground(counts, _slabs_of(label.shape), lambda start, stop: np.asarray(stored[0, start:stop]))
     if len(rows):
         with atomic.name_the_disk(folder):
             np.save(folder / _FOREGROUND, rows, allow_pickle=False)

@@ -204,7 +204,11 @@ class Recorded(ArraySlabs):
         return super().slab(start, stop)
 
 
-def test_slabs_are_asked_for_in_order_and_once_and_give_the_same_as_a_whole_array(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer_voxels", [2**20, 9 * 21 * 33, 1])
+def test_slabs_are_asked_for_in_order_and_once_and_give_the_same_as_a_whole_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer_voxels: int
+) -> None:
+    monkeypatch.setattr(foreground, "_LAYER_VOXELS", layer_voxels)
     rng = np.random.default_rng(5)
     image = Recorded(rng.normal(size=(2, 150, 21, 33)).astype("f8"))
     label = Recorded(rng.choice([0, 1, 5], (1, 150, 21, 33), p=[0.6, 0.399, 0.001]).astype("i4"))
