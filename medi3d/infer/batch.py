@@ -15,7 +15,7 @@ from medi3d.io import atomic, case_name, image_files, read_label_map, write_labe
 from medi3d.io.files import is_image
 from medi3d.preprocess.crop import mask_center_mm
 from medi3d.preprocess.layouts import group_channels
-from medi3d.preprocess.pipeline import read_image
+from medi3d.preprocess.reading import read_image
 from medi3d.preprocess.raw_case import RawCase, RawCases
 from medi3d.preprocess.sources import find_raw_cases
 from medi3d.types import FloatTriple

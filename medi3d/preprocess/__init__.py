@@ -8,8 +8,9 @@ from medi3d.io.record import Record
 from medi3d.preprocess.dataset import Summary, prepare_dataset
 from medi3d.preprocess.layouts import describe_expected, group_channels
 from medi3d.preprocess.orient import reorient
-from medi3d.preprocess.pipeline import prepare_case, prepare_image, read_image
+from medi3d.preprocess.pipeline import prepare_case, prepare_image
 from medi3d.preprocess.raw_case import CaseProblem, RawCase
+from medi3d.preprocess.reading import read_image
 from medi3d.preprocess.resample import isotropic_grid, resample_to
 from medi3d.preprocess.sources import find_raw_cases, list_raw_cases
 

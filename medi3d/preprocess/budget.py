@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medi3d.errors import ConfigError
-from medi3d.preprocess.raw_case import RawCase
 
 SHARE = 0.8
 """Share of the available memory that is used unless the user says how much."""
@@ -91,9 +90,3 @@ def _free_in_control_group(root: Path) -> list[int]:
         if most.isdecimal():
             found.append(max(int(most) - int(used) + int(statistics.get("inactive_file", 0)), 0))
     return found
-
-
-def estimate_bytes(raw: RawCase) -> int:
-    """Stand-in."""
-    files = [path for path in (*raw.images, raw.label) if path is not None and path.is_file()]
-    return 150_000_000 + sum(path.stat().st_size * 4 for path in files)

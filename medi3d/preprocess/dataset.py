@@ -17,10 +17,12 @@ from typing import Any
 from medi3d._version import __version__
 from medi3d.config import TaskConfig, dump_task
 from medi3d.io import prepared
-from medi3d.preprocess.budget import Budget, estimate_bytes
+from medi3d.preprocess.budget import Budget
 from medi3d.preprocess.executors import Cluster, Piece, Pool, Processes, run_all
 from medi3d.preprocess.fingerprint import join_fingerprint
 from medi3d.preprocess.jobs import Job, Outcome, prepare_one, settings_hash
+from medi3d.preprocess.pipeline import estimate_bytes
+from medi3d.preprocess.quality import assess
 from medi3d.preprocess.raw_case import CaseProblem, RawCase
 from medi3d.preprocess.sources import find_raw_cases
 from medi3d.preprocess.survey import CaseSurvey, resolve
@@ -28,6 +30,9 @@ from medi3d.types import PathLike
 
 Progress = Callable[[int, int], None]
 """Called with (cases done, cases in all)."""
+
+_MOST_GROWTH = 8 * 1032
+"""Bytes of memory for a byte of a file, at most: deflate packs 1032 into one, and voxels may become larger types."""
 
 KILLED = (
     "the process that worked on this case was killed twice, most likely for lack of memory; give more memory, or less "
@@ -52,6 +57,15 @@ class Summary:
     problems: tuple[CaseProblem, ...]
     left_out: int
     stale: tuple[str, ...]
+
+    def problems_to_keep(self, task: TaskConfig) -> list[tuple[str, str]]:
+        """Return case ids and messages for files that are kept and passed on.
+
+        A message names files, whose names may name patients; where ``data.hash_case_ids`` says that they do, it is left
+        to the console.
+        """
+        hidden = "cannot be used; `medi3d preprocess` says why (the message names files, so it is not kept here)"
+        return [(problem.case_id, hidden if task.data.hash_case_ids else problem.message) for problem in self.problems]
 
 
 def prepare_dataset(
@@ -92,7 +106,8 @@ def prepare_dataset(
     if scheduler is not None:
         pool = Cluster(scheduler)
         budget = pool.budget
-    needs = {case.case_id: estimate_bytes(case) for case in raw.cases}
+    width = 1 if pool is None else pool.width
+    needs = {case.case_id: _needed_bytes(case, task, budget.case_bytes // width) for case in raw.cases}
     task = resolve(task, raw.cases, lambda function, cases: _survey(function, cases, needs, pool))
     settings = settings_hash(task)
     spill = Path(scratch or store)
@@ -118,6 +133,16 @@ def task_values(task: TaskConfig) -> dict[str, Any]:
     """Return what a store keeps of its task."""
     values = dump_task(task)
     return {key: values[key] for key in ("name", "kind", "data", "preprocess")}
+
+
+def _needed_bytes(case: RawCase, task: TaskConfig, plenty: int) -> int:
+    """Return the memory that a case takes; headers are read only where it might be more than ``plenty``."""
+    paths = [path for path in (*case.images, case.label) if path is not None]
+    if all(path.name.endswith((".nii", ".nii.gz")) and path.is_file() for path in paths):
+        most = _MOST_GROWTH * sum(path.stat().st_size for path in paths)
+        if most <= plenty:
+            return most
+    return estimate_bytes(case, task)
 
 
 def _survey(
@@ -155,4 +180,5 @@ def _finish(store: Path, case_ids: Sequence[str], task: TaskConfig) -> None:
         "cases": list(case_ids),
         "fingerprint_hash": digest.hexdigest(),
     }
-    prepared.finish(store, dataset=dataset, fingerprint=join_fingerprint(cases, task), quality={"outliers": []})
+    fingerprint, quality = join_fingerprint(cases, task), assess(cases, task)
+    prepared.finish(store, dataset=dataset, fingerprint=fingerprint, quality=quality)

@@ -16,9 +16,10 @@ from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import Medi3dError
 from medi3d.io import atomic, prepared
 from medi3d.io.files import source_files
-from medi3d.io.prepared import ArraySlabs, PreparedCase
-from medi3d.preprocess.pipeline import prepare_and_measure
+from medi3d.io.prepared import PreparedCase
+from medi3d.preprocess.pipeline import open_case
 from medi3d.preprocess.raw_case import RawCase
+from medi3d.preprocess.sources import hash_patient
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +91,6 @@ def settings_hash(task: TaskConfig) -> str:
     return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
 
-def hash_patient(patient_id: str) -> str:
-    """Return 12 hexadecimal digits that stand for a patient."""
-    return hashlib.blake2b(patient_id.encode(), digest_size=6).hexdigest()
-
-
 def _hash_file(path: Path) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
@@ -109,17 +105,18 @@ def _prepare_and_write(job: Job) -> bool:
     digest = content_hash(raw, job.settings)
     if not job.overwrite and prepared.stored_hash(folder) == digest:
         return False
-    image, label, record, statistics = prepare_and_measure(raw, job.task)
-    case = PreparedCase(
-        folder=folder,
-        case_id=raw.case_id,
-        group=hash_patient(raw.patient_id),
-        target=raw.target,
-        record=record,
-        content_hash=digest,
-        statistics=statistics,
-    )
-    prepared.write_case(case, ArraySlabs(image.array), None if label is None else ArraySlabs(label.array))
+    with _scratch_folder(job.scratch) as scratch:
+        opened = open_case(raw, job.task, scratch=scratch)
+        case = PreparedCase(
+            folder=folder,
+            case_id=raw.case_id,
+            group=hash_patient(raw.patient_id),
+            target=raw.target,
+            record=opened.record,
+            content_hash=digest,
+            statistics=opened.statistics,
+        )
+        prepared.write_case(case, opened.image, opened.label)
     return True
 
 

@@ -19,8 +19,8 @@ from medi3d.io.raw import Header
 from medi3d.preprocess.foreground import find_background, sample_voxels
 from medi3d.preprocess.intensity import DatasetIntensities
 from medi3d.preprocess.orient import prepared_orientation
-from medi3d.preprocess.pipeline import read_image
 from medi3d.preprocess.raw_case import RawCase
+from medi3d.preprocess.reading import read_image, read_label
 from medi3d.preprocess.regions import spacing_along
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import CANONICAL_ORIENTATION
@@ -106,14 +106,12 @@ def measure_foreground(raw: RawCase, task: TaskConfig) -> Array:
     Raises:
         InputError: the case cannot be read, or its label map holds background only.
     """
-    array = read_image(raw.images, channels=task.in_channels).array
-    if raw.label is None:
+    volume = read_image(raw.images, channels=task.in_channels, frame=raw.frame, quantities=task.quantities)
+    array, label = volume.array, read_label(raw, volume.grid, task)
+    if label is None:
         voxels = [find_background(channel).select(sample_voxels(channel, _ROUGH_VOXELS)) for channel in array]
         size = min(VOXELS_A_CASE, *(channel.size for channel in voxels))
         return np.stack([channel[_spread(channel.size, size)] for channel in voxels]).astype(np.float32)
-    label = io.read_label_map(raw.label)
-    if label.shape != array.shape[1:]:
-        raise InputError("image and label map differ in shape")
     return array[(slice(None), *_labelled_voxels(label.array[0]))].astype(np.float32)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from medi3d import io
 from medi3d.config import PreprocessConfig, TaskConfig, load_task
-from medi3d.errors import InputError
+from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess import RawCase, list_raw_cases, prepare_case, prepare_image, read_image, resample_to
+from medi3d.preprocess.pipeline import estimate_bytes, open_case
 from medi3d.volume import LabelMap, Volume
 
 AFFINE = np.array([[-0.8, 0.05, 0.1, 5], [0.05, 0.9, 0.1, 6], [0.1, -0.1, 2.5, 7], [0, 0, 0, 1]])[:, [2, 1, 0, 3]]
@@ -148,6 +149,93 @@ def test_files_become_channels(tmp_path: Path) -> None:
         prepare_image(both, TASK)
 
 
+def test_a_channel_on_another_grid_is_resampled_onto_the_first_ones(tmp_path: Path) -> None:
+    first = image(affine=np.diag([2.0, 1.0, 1.0, 1.0]))
+    ramp = np.add.outer(np.add.outer(2.5 * np.arange(9.0), 0.0 * np.arange(33)), 0.8 * np.arange(52.0))
+    second = Volume(ramp[None].astype("f4"), np.diag([2.5, 1.0, 0.8, 1.0]))
+    both = read_image([save(tmp_path, first, "1.nii"), save(tmp_path, second, "2.nii.gz")], channels=2)
+    assert both.grid.is_close(first.grid)
+    np.testing.assert_array_equal(both.array[0], first.array[0])
+    expected = np.add.outer(2.0 * np.arange(SHAPE[0]), np.arange(SHAPE[2]))  # the ramp is its own place in mm
+    np.testing.assert_allclose(both.array[1], np.repeat(expected[:, None], SHAPE[1], axis=1), atol=1e-4)
+
+
+def test_a_channel_that_ends_early_holds_its_background_beyond(tmp_path: Path) -> None:
+    second = Volume(image(3).array[:, :6] + 500, AFFINE)
+    both = read_image([save(tmp_path, image(), "1.nii"), save(tmp_path, second, "2.nii")])
+    np.testing.assert_allclose(both.array[1, :6], second.array[0], rtol=1e-6)
+    assert (both.array[1, 6:] == second.array.min()).all()
+
+
+def test_a_channel_elsewhere_is_refused(tmp_path: Path) -> None:
+    paths = [save(tmp_path, image(), "1.nii"), save(tmp_path, image(affine=moved(2, 12.0)), "2.nii")]
+    with pytest.raises(InputError, match=r"2\.nii: covers \d+% of .*1\.nii.*one patient"):
+        read_image(paths)
+
+
+def test_a_frame_of_a_file_is_a_case_of_its_own(tmp_path: Path) -> None:
+    frames = Volume(np.concatenate([image(seed).array for seed in (1, 2)]), AFFINE)
+    raw = RawCase("a_t001", "P", (save(tmp_path, frames, "i.nii.gz"),), save(tmp_path, mask(), "l.nii.gz"), frame=1)
+    of_frame, label, _ = prepare_case(raw, TASK)
+    alone, _, _ = prepare_case(raw_case(tmp_path, volume=image(2)), TASK)
+    np.testing.assert_array_equal(of_frame.array, alone.array)
+    assert label is not None
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "bspline"])
+@pytest.mark.parametrize("method", ["ct", "mr", "percentile", "none"])
+def test_slabs_and_scratch_files_change_nothing(tmp_path: Path, method: str, interpolation: str) -> None:
+    config = task(normalize=(method,), spacing_mm=(0.9, 0.8, 0.7), interpolation=interpolation, crop="foreground")
+    raw = raw_case(tmp_path, volume=image(shape=(40, 30, 24)), label=LabelMap(np.ones((1, 40, 30, 24), "u1"), AFFINE))
+    whole, label, _ = prepare_case(raw, config)
+    opened = open_case(raw, config, scratch=tmp_path)
+    assert opened.label is not None
+    assert label is not None
+    steps = range(0, whole.shape[0], 7)
+    in_slabs = np.concatenate([opened.image.slab(n, min(n + 7, whole.shape[0])) for n in steps], axis=1)
+    np.testing.assert_allclose(in_slabs, whole.array, atol=2e-6 * np.abs(whole.array).max())
+    labels = np.concatenate([opened.label.slab(n, min(n + 7, whole.shape[0])) for n in steps], axis=1)
+    np.testing.assert_array_equal(labels, label.array)
+    assert opened.statistics["labels"]["1"]["prepared_voxels"] == int((label.array == 1).sum())
+
+
+def test_the_native_voxels_stay_as_they_are() -> None:
+    volume = image()
+    before = volume.array.copy()
+    for method in ("mr", "none"):
+        prepare_image(volume, task(normalize=(method,), spacing_mm="native"))
+    np.testing.assert_array_equal(volume.array, before)
+
+
+def test_native_spacing_keeps_every_voxel() -> None:
+    upright = image(affine=np.diag([2.5, 0.9, 0.8, 1.0]))
+    prepared, record = prepare_image(upright, task(normalize=("none",), spacing_mm="native"))
+    np.testing.assert_array_equal(np.sort(prepared.array, axis=None), np.sort(image().array, axis=None))
+    assert record.prepared.is_close(prepared.grid)
+
+
+def test_median_spacing_must_be_measured_first() -> None:
+    with pytest.raises(ConfigError, match="medi3d preprocess"):
+        prepare_image(image(), task(spacing_mm="median"))
+
+
+def test_a_bias_field_is_removed_where_the_task_asks_for_it() -> None:
+    shade = np.exp(np.linspace(-0.7, 0.7, 40, dtype="f4"))
+    body = Volume((image(shape=(20, 40, 40)).array * shade)[:, ::-1], np.diag([3.0, 3.0, 3.0, 1.0]))
+    plain, _ = prepare_image(body, task(spacing_mm="native"))
+    corrected, record = prepare_image(body, task(spacing_mm="native", bias_correction="n4"))
+    slope = [np.ptp(array.mean(axis=(0, 2, 3))) for array in (plain.array, corrected.array)]
+    assert slope[1] < 0.5 * slope[0]
+    assert record.steps[0] == {"step": "bias", "method": "n4", "channels": ["T1"]}
+
+
+def test_the_estimated_memory_grows_with_the_volume(tmp_path: Path) -> None:
+    sizes = [estimate_bytes(raw_case(tmp_path, image(shape=shape)), TASK) for shape in (SHAPE, (80, 60, 80))]
+    assert sizes[1] > sizes[0] + 4 * (80 * 60 * 80 - np.prod(SHAPE))
+    (tmp_path / "i.nii.gz").write_bytes(b"")
+    assert 0 < estimate_bytes(RawCase("a", "P", (tmp_path / "i.nii.gz",)), TASK) < sizes[0]
+
+
 # --- bad input
 
 
@@ -178,10 +266,14 @@ def test_rounded_affines_are_one_grid(tmp_path: Path) -> None:
     prepare_case(raw_case(tmp_path, label=LabelMap(mask().array, moved(1, 0.01))), TASK)
 
 
-def test_channels_on_other_grids(tmp_path: Path) -> None:
-    paths = [save(tmp_path, image(), "1.nii"), save(tmp_path, image(affine=moved(2, 1.0)), "2.nii")]
-    with pytest.raises(InputError, match=r"1\.nii and .*2\.nii: affines disagree"):
-        read_image(paths)
+def test_an_all_background_label_is_refused_unless_it_is_the_truth(tmp_path: Path) -> None:
+    raw = raw_case(tmp_path, label=LabelMap(mask().array * 0, AFFINE))
+    with pytest.raises(InputError, match=r"l\.nii\.gz: the label map is all background"):
+        prepare_case(raw, TASK)
+    healthy = replace(TASK, data=replace(TASK.data, allow_empty_labels=True))
+    label = prepare_case(raw, healthy)[1]
+    assert label is not None
+    assert not label.array.any()
 
 
 def test_a_constant_channel_is_named() -> None:
