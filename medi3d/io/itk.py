@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from medi3d.errors import InputError
-from medi3d.io.raw import LPS_TO_RAS, RawImage, reverse_axes
+from medi3d.io.raw import LPS_TO_RAS, reverse_axes
 from medi3d.types import Array
 from medi3d.volume import Affine, Grid, Volume
 
@@ -45,17 +45,11 @@ def from_sitk(image: sitk.Image) -> Volume:
     Raises:
         InputError: the image is not 3-D.
     """
-    raw = raw_from_sitk(image)
-    return Volume(raw.array, raw.affine)
-
-
-def raw_from_sitk(image: sitk.Image) -> RawImage:
-    """Return array and affine of a 3-D SimpleITK image (see :func:`from_sitk`)."""
     if image.GetDimension() != 3:
         raise InputError(f"expected a 3-D image, got {image.GetDimension()}-D of size {image.GetSize()}")
     array = sitk.GetArrayFromImage(image)
     channels_first = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-    return RawImage(channels_first, sitk_affine(image))
+    return Volume(channels_first, sitk_affine(image))
 
 
 def sitk_affine(image: sitk.Image) -> Affine:
@@ -64,9 +58,3 @@ def sitk_affine(image: sitk.Image) -> Affine:
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return reverse_axes(LPS_TO_RAS @ affine)
-
-
-def itk_reason(error: RuntimeError) -> str:
-    """Return the telling line of an ITK exception, which is a page of C++ locations."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rpartition("): ")[2] if lines else "unknown error"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import tempfile
 from collections.abc import Iterable
@@ -11,10 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from medi3d.errors import InputError
+from medi3d.io.atomic import name_the_disk
 from medi3d.types import Array
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def spool(blocks: Iterable[Array], folder: Path, *, dtype: np.dtype[Any], count: int) -> Array:
@@ -30,26 +27,18 @@ def spool(blocks: Iterable[Array], folder: Path, *, dtype: np.dtype[Any], count:
         A read-only memory map of shape ``(count,)``; the space is given back when the last view of it is.
 
     Raises:
-        InputError: the folder cannot be written, or its disk is full.
+        Medi3dError: the folder cannot be written, or its disk is full.
 
     Example:
         >>> mapped = spool([np.arange(3), np.arange(4)], Path(tempfile.gettempdir()), dtype=np.dtype(int), count=7)
         >>> mapped.tolist(), mapped.flags.writeable
         ([0, 1, 2, 0, 1, 2, 3], False)
     """
-    try:
-        with tempfile.TemporaryFile(prefix="medi3d-", dir=folder) as file:
-            for block in blocks:
-                file.write(np.ascontiguousarray(block).data.cast("B"))
-            file.flush()
-            return np.memmap(file, dtype=dtype, mode="r", shape=(count,))
-    except OSError as error:
-        gigabytes = count * dtype.itemsize / 1e9
-        reason = "the disk is full" if error.errno in _FULL else str(error.strerror)
-        raise InputError(
-            f"{folder}: cannot hold {gigabytes:.2f} GB of scratch voxels ({reason}); free space there, or name a "
-            "scratch folder on another disk"
-        ) from None
+    with name_the_disk(folder), tempfile.TemporaryFile(prefix="medi3d-", dir=folder) as file:
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data.cast("B"))
+        file.flush()
+        return np.memmap(file, dtype=dtype, mode="r", shape=(count,))
 
 
 def drop_pages(array: Array) -> None:

@@ -143,11 +143,6 @@ class Stream:
 
     Raises:
         InputError: the file cannot be opened, or does not begin as its encoding does.
-
-    Example:
-        >>> with Stream(part_of(Path(__file__)), "raw") as stream:  # doctest: +SKIP
-        ...     stream.read(3)
-        b'\"\"\"'
     """
 
     def __init__(self, part: Part, encoding: str) -> None:
