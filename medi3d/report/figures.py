@@ -10,17 +10,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from medi3d.errors import InputError
 from medi3d.types import Array, FloatArray, FloatTriple, PathLike
 from medi3d.volume import CANONICAL_ORIENTATION, LabelMap, Volume, closest_world_axes
 
+if TYPE_CHECKING:  # Matplotlib takes half a second to import: it waits for the first figure
 COLORS = ("#ffb000", "#648fff", "#dc267f", "#43d0a0", "#fe6100", "#b58cff", "#f5f07a", "#9be0ff")
 """One a label, told apart by colour-blind readers too; more labels begin again."""
 
@@ -63,6 +61,8 @@ def draw_prediction(
     Examples:
         >>> draw_prediction(image, prediction, None, "case.png", labels={1: "nodule"})  # doctest: +SKIP
     """
+    from matplotlib.figure import Figure
+
     for name, label_map in (("prediction", prediction), ("reference", reference)):
         if label_map is not None and not volume.grid.is_close(label_map.grid, tolerance=0.01):
             raise InputError(
@@ -98,6 +98,8 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
     Examples:
         >>> draw_curves("runs/demo/first/metrics.csv", "curves.png")  # doctest: +SKIP
     """
+    from matplotlib.figure import Figure
+
     step, columns = _read_columns(Path(metrics_csv))
     columns.pop("seconds", None)
     panels = {
@@ -214,6 +216,8 @@ def _color(value: int) -> str:
 
 
 def _add_legend(figure: Figure, labels: Mapping[int, str], *, with_reference: bool) -> None:
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], color=_color(value), linewidth=2, label=name) for value, name in labels.items()]
     if with_reference:
         handles.append(Line2D([], [], color="white", linestyle="dashed", linewidth=1.2, label="reference"))
@@ -259,6 +263,8 @@ def save_figure(figure: Figure, path: PathLike) -> Path:
     """Write a figure as a PNG file, making its folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=130, format="png")
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from medi3d.errors import InputError
 from medi3d.report.figures import save_figure
@@ -44,6 +43,8 @@ def draw_filters(kernel: Array, path: PathLike, *, title: str, max_filters: int 
     largest = float(np.abs(pixels).max()) or 1.0
     sheet = _lay_out(0.5 + pixels / (2 * largest))
     height = _WIDTH_INCHES * sheet.shape[0] / sheet.shape[1]
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(_WIDTH_INCHES, height + 0.8), layout="constrained")
     axes = figure.subplots()
     axes.imshow(np.broadcast_to(sheet, (*sheet.shape[:2], 3)), interpolation="nearest")
