@@ -19,6 +19,8 @@ from medi3d.types import Array, FloatArray, FloatTriple, PathLike
 from medi3d.volume import CANONICAL_ORIENTATION, LabelMap, Volume, closest_world_axes
 
 if TYPE_CHECKING:  # Matplotlib takes half a second to import: it waits for the first figure
+    from matplotlib.figure import Figure
+
 COLORS = ("#ffb000", "#648fff", "#dc267f", "#43d0a0", "#fe6100", "#b58cff", "#f5f07a", "#9be0ff")
 """One a label, told apart by colour-blind readers too; more labels begin again."""
 
