@@ -78,6 +78,7 @@ class ImageResampler:
         fill: value outside the source, in place of ``padding``.
         before: what is done to native voxels ``(d, h, w)`` of a channel before they are smoothed and interpolated,
             voxel by voxel; it gets the number of the channel as well.
+        smoothing: share of the anti-aliasing along axes that get coarser, 0 to 1.
 
     Raises:
         ConfigError: there is no such interpolation.
@@ -102,12 +103,13 @@ class ImageResampler:
         padding: str | None = "reflect",
         fill: float | None = None,
         before: Callable[[Array, int], Array] | None = None,
+        smoothing: float = 1.0,
     ) -> None:
         aligned = align_axes(Volume(array, source.affine), target.direction)
         self._array = aligned.array
         self._shape = target.shape
         self._before = before
-        self._map = map_between(aligned.grid, target, interpolation=interpolation, smoothing=1.0, fill=fill)
+        self._map = map_between(aligned.grid, target, interpolation=interpolation, smoothing=smoothing, fill=fill)
         if padding is not None and fill is None:
             self._map = pad(self._map, aligned.grid, target, padding=padding)
 
