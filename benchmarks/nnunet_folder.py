@@ -41,11 +41,11 @@ class NnunetFolder:
         """Return a command of nnU-Net for this data set, for example ``command("preprocess", "-np", "1")``."""
         return [str(self.python.parent / f"nnUNetv2_{name}"), "-d", str(self.number), *arguments]
 
-    def fill(self, cases: Iterable[Case], *, channel: str, labels: Mapping[int, str]) -> None:
+    def fill(self, cases: Iterable[Case], *, channel: str, labels: Mapping[int, str], suffix: str = ".nii.gz") -> None:
         """Link the files of single-channel cases into the folder and write ``dataset.json``."""
         count = 0
         for name, image, label in cases:
-            for source, target in ((image, f"imagesTr/{name}_0000.nii.gz"), (label, f"labelsTr/{name}.nii.gz")):
+            for source, target in ((image, f"imagesTr/{name}_0000{suffix}"), (label, f"labelsTr/{name}{suffix}")):
                 path = self.raw / target
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.symlink_to(source.resolve())
@@ -54,7 +54,7 @@ class NnunetFolder:
             "channel_names": {"0": channel},
             "labels": {"background": 0, **{name: value for value, name in labels.items()}},
             "numTraining": count,
-            "file_ending": ".nii.gz",
+            "file_ending": suffix,
         }
         (self.raw / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
 

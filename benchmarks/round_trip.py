@@ -5,7 +5,7 @@
 medi3d prepares each case as ``medi3d preprocess`` does and resamples the label back to the recorded grid. nnU-Net's
 default preprocessor takes image and label to the same spacing, its export takes the label's one-hot volumes back as it
 does probabilities. TorchIO: ToCanonical, Resample, and Resample to the original. nibabel compares the files. Volumes
-without a label get one by Otsu's threshold; of 4-D files the first frame is taken. PYTHON is an interpreter with nnU-Net.
+without a label get one by Otsu's threshold; of 4-D files the first frame is taken. PYTHON has nnU-Net installed.
 """
 
 from __future__ import annotations
@@ -195,9 +195,10 @@ def describe(verdicts: Iterable[Verdict]) -> str:
     dice, ratios = np.array([s.dice for s in scores]), np.array([s.volume_ratio for s in scores])
     same = Counter(verdict.same_header for verdict in verdicts)[True]
     error = max(verdict.corner_error_mm for verdict in verdicts)
+    volumes = f"{ratios.mean():.3f} ({ratios.min():.2f}–{ratios.max():.2f})"
     return (
         f"{len(scores)} | {dice.mean():.4f} | {np.percentile(dice, 5):.3f} | {dice.min():.3f} "
-        f"| {np.count_nonzero(dice == 0)} | {ratios.mean():.3f} ({ratios.min():.2f}–{ratios.max():.2f}) | {same} of {len(verdicts)} | {error:.0e}"
+        f"| {np.count_nonzero(dice == 0)} | {volumes} | {same} of {len(verdicts)} | {error:.0e}"
     )
 
 
