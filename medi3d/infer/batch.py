@@ -14,9 +14,9 @@ from medi3d.infer.predictor import Predictor
 from medi3d.io import atomic, case_name, image_files, read_label_map, write_label_map
 from medi3d.io.files import is_image
 from medi3d.preprocess.crop import mask_center_mm
-from medi3d.preprocess.layouts import group_channels
+from medi3d.preprocess.layouts import group_channels, set_doubles_apart
+from medi3d.preprocess.raw_case import CaseProblem, RawCase, RawCases
 from medi3d.preprocess.reading import read_image
-from medi3d.preprocess.raw_case import RawCase, RawCases
 from medi3d.preprocess.sources import find_raw_cases
 from medi3d.types import FloatTriple
 from medi3d.volume import Volume
@@ -108,10 +108,14 @@ def list_inputs(source: Path, task: TaskConfig, masks: Path | None) -> RawCases:
     nested = task.data.layout == "patterns" and not plain
     if nested or source.suffix == ".csv":
         return find_raw_cases(source, task.data, need_label=False)
-    groups = group_channels(image_files(source), channels=task.in_channels)
+    files, doubled = set_doubles_apart(image_files(source))
+    groups = group_channels(files, channels=task.in_channels)
     if masks is not None and masks.is_file() and len(groups) > 1:
         raise InputError(f"{masks}: one mask for {len(groups)} images; give --masks a folder of masks with their names")
-    return RawCases([RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()])
+    return RawCases(
+        [RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()],
+        [CaseProblem(name, message) for name, message in doubled.items()],
+    )
 
 
 def _mask_of(name: str, masks: Path | None) -> Path | None:

@@ -80,15 +80,37 @@ def group_channels(files: Sequence[Path], channels: int) -> dict[str, tuple[Path
     return dict(sorted({**alone, **groups}.items()))
 
 
+def set_doubles_apart(files: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
+    """Set files apart that differ only in their format, as ``a.nii`` and ``a.nii.gz``: which of them is the case?
+
+    Returns:
+        The other files, and a message for each name that is borne by several.
+
+    Example:
+        >>> set_doubles_apart([Path("a.nii"), Path("a.nrrd"), Path("b.nii")])[0] == [Path("b.nii")]
+        True
+    """
+    times = Counter(case_name(file) for file in files)
+    messages = {
+        name: f"{file.parent}: {times[name]} images are called {name!r}; keep one of them"
+        for file in files
+        if times[name := case_name(file)] > 1
+    }
+    return [file for file in files if case_name(file) not in messages], messages
+
+
 @LAYOUTS.register("msd")
 def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
     """List a Decathlon or nnU-Net folder: the entries of its ``dataset.json``, or else what ``imagesTr`` holds."""
     entries = _dataset_entries(folder / "dataset.json")
     if entries:
         return _cases_of_entries(folder, entries, data, need_label)
-    images = _images_in(folder / "imagesTr")
-    labels = {case_name(path): path for path in _images_in(folder / "labelsTr")}
-    found = RawCases()
+    images, doubled_images = set_doubles_apart(_images_in(folder / "imagesTr"))
+    label_files, doubled_labels = set_doubles_apart(_images_in(folder / "labelsTr"))
+    doubled = {**doubled_labels, **doubled_images}
+    labels = {case_name(path): path for path in label_files}
+    images = [path for path in images if case_name(path) not in doubled]
+    found = RawCases(problems=[CaseProblem(name, message) for name, message in doubled.items()])
     grouped = group_channels(images, len(data.channels))
     for name, files in grouped.items():
         _add(
@@ -102,7 +124,7 @@ def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
         found.problems += [
             CaseProblem(name, f"label {path} has no image in {folder / 'imagesTr'}")
             for name, path in labels.items()
-            if name not in grouped
+            if name not in grouped and name not in doubled
         ]
     return found
 
