@@ -3,9 +3,9 @@
     python benchmarks/resampling_agreement.py [--data ../shared/data]
 
 First table: every tool onto medi3d's own grid (SimpleITK's Resample, MONAI's SpatialResample, TorchIO's Resample with a
-target), without anti-aliasing, so that the interpolation alone is compared; and medi3d's anti-aliasing. Second table: what each tool does by itself
-when asked for a spacing (MONAI's Spacing, TorchIO's Resample), against medi3d on that very grid, and how far that grid
-lies from medi3d's. Inner voxels lie a native voxel or more inside the outermost centres, rim voxels further out, up to
+target), without anti-aliasing, so that the interpolation alone is compared; and what medi3d's anti-aliasing changes.
+Second table: what each tool does by itself when asked for a spacing (MONAI's Spacing, TorchIO's Resample), against
+medi3d on that very grid, and how far that grid lies from medi3d's. Inner voxels lie a native voxel or more inside the outermost centres, rim voxels further out, up to
 half a voxel beyond them. Differences are in the image's own units.
 """
 

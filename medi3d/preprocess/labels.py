@@ -5,7 +5,15 @@ is looked at; the background's share is what the others leave.
 
 Linear shares keep compact structures better than the nearest voxel does, but lose thin ones: at twice the spacing a
 vessel has less than half of every voxel. So where a label has no share above 0.8 in a voxel's neighbourhood, the
-nearest voxel gives it as well; and a label that would win nowhere keeps the voxel of its largest share.
+nearest voxel gives it as well; and a label that would win nowhere keeps the voxel of its largest share. Dice after a
+round trip at 1.43, 2 and 3 times the spacing, ``benchmarks/label_resampling.py``:
+
+                            nearest            linear             this
+    hippocampus             0.890 0.854 0.790  0.924 0.870 0.815  0.924 0.883 0.833
+    lung nodules            0.934 0.887 0.819  0.953 0.908 0.855  0.955 0.912 0.857
+    brain tumours           0.856 0.801 0.751  0.893 0.846 0.766  0.890 0.841 0.786
+    sheets, 1 voxel thick   0.556 0.376 0.317  0.468 0     0.250  0.520 0.376 0.250
+    vessels, 2 voxels thick 0.693 0.534 0.435  0.650 0.287 0.328  0.704 0.574 0.329
 """
 
 from __future__ import annotations
@@ -207,7 +215,7 @@ class LabelResampler:
         share = shares[_relative(box, grown)]
         if self._nearest is None:
             return share, share
-        thin = _highest_around(shares)[_relative(box, grown)] < self._thin
+        thin = (share > 0.0) & (_highest_around(shares)[_relative(box, grown)] < self._thin)
         score = share.copy()
         if thin.any():
             score[thin & (self._nearest.interpolate(read, box) > 0.5)] = 1.0
