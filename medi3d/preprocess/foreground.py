@@ -29,7 +29,7 @@ _BACKGROUND_SHARE = 0.05
 _DARK_CORNERS = 5
 _DARK = 0.2
 _NOISE_FACTOR = 2.0
-_ROUGH_VOXELS = 2**16
+_ROUGH_VOXELS = 2**14
 
 
 @dataclass(frozen=True)
