@@ -116,7 +116,7 @@ def test_plain_syntaxes(tmp_path: Path, syntax: str) -> None:
 @pytest.mark.parametrize(
     ("syntax", "name"),
     [("1.2.840.10008.1.2.4.50", "JPEG Baseline"), ("1.2.840.10008.1.2.4.201", "High-Throughput JPEG 2000"),
-     ("1.2.840.10008.1.2.4.100", "MPEG2"), ("1.2.3.4", "a private or damaged one")],
+     ("1.2.840.10008.1.2.4.100", "MPEG2"), ("1.2.3.4", "that is private or damaged")],
 )  # fmt: skip
 def test_other_syntaxes_are_refused_by_name(tmp_path: Path, syntax: str, name: str) -> None:
     folder = write_series(tmp_path / "s")

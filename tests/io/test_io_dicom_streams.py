@@ -203,6 +203,16 @@ def test_functional_groups_of_another_kind(tmp_path: Path) -> None:
     assert "PerFrameFunctionalGroupsSequence is unreadable" in refusal(path)
 
 
+def test_no_malformed_value_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pydicom would log it."""
+    folder = write_series(tmp_path / "s")
+    path = folder / "IM97.dcm"
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.SECR"))
+    caplog.set_level("DEBUG")
+    assert "IM97.dcm: transfer syntax that is private or damaged cannot be decoded" in refusal(folder)
+    assert "SECR" not in caplog.text
+
+
 def test_a_missing_number(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "s")
     edit(folder / "IM97.dcm", SamplesPerPixel=None)

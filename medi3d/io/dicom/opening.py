@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from medi3d.errors import InputError
-from medi3d.io.dicom.tags import DAMAGE, PRIVATE_TAGS, TAGS, Tags
+from medi3d.io.dicom.tags import DAMAGE, PRIVATE_TAGS, TAGS, Tags, quiet_pydicom
 
 _MARK_OFFSET, _MARK = 128, b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -99,8 +98,7 @@ def open_dicom(path: Path, name: str) -> DicomFile:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
-        with file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with file, quiet_pydicom():
             return _parse(file, path, name)
     except (*DAMAGE, BytesLengthException, InvalidDicomError) as error:
         if isinstance(error, InputError):

@@ -86,11 +86,13 @@ def check_syntax(file: DicomFile) -> None:
     known = compressed or file.syntax in PLAIN_SYNTAXES
     if known and (element is None or (element.length is None) == compressed):
         return
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
     if known:
         raise InputError(f"{file.name}: the pixels are not encoded as the transfer syntax tells; the file is damaged")
-    name = UID(file.syntax).name if file.syntax.startswith("1.2.840.10008.") else "a private or damaged one"
+    uid = UID(file.syntax, validation_mode=IGNORE)
+    name = "that is private or damaged" if uid.name == file.syntax else uid.name
     raise InputError(
         f"{file.name}: transfer syntax {name} cannot be decoded here; decompress the series first, for example with "
         "gdcmconv --raw or dcmdjpeg"

@@ -11,7 +11,8 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from medi3d.errors import InputError
@@ -94,6 +95,16 @@ _PRINTABLE = re.compile(rb"[\x20-\x7e]*")
 DAMAGE = (EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError,
           IndexError, OverflowError, OSError, struct.error, zlib.error)  # fmt: skip
 """What pydicom raises on bytes that make no sense, besides errors of its own."""
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Keep pydicom from warning and logging, which repeats malformed values: they may be identifiers."""
+    from pydicom.config import disable_value_validation
+
+    with warnings.catch_warnings(), disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Tags:
@@ -187,8 +198,7 @@ class Tags:
         from pydicom.errors import BytesLengthException
 
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_pydicom():
                 element = self._dataset[tag]
                 if element.VR != "SQ":
                     raise self.unreadable(keyword)
