@@ -25,6 +25,11 @@ def read_text(path: Path) -> bytes:
         return stream.read(_MAX_HEADER_BYTES)
 
 
+def lines_of(text: bytes) -> list[str]:
+    """Return the lines of a header, in UTF-8, whichever way they end."""
+    return [line.rstrip("\r") for line in text.decode("utf-8", errors="replace").split("\n")]
+
+
 def parse_integers(text: str, field: str, path: Path) -> list[int]:
     """Read whole numbers between blanks.
 

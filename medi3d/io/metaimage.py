@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medi3d.errors import InputError
-from medi3d.io.detached import find_data_files, parse_floats, parse_integers, parts_of, read_text
+from medi3d.io.detached import find_data_files, lines_of, parse_floats, parse_integers, parts_of, read_text
 from medi3d.io.raw import check_spacing, checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import describe_content
 from medi3d.io.voxels import ImageFile, Voxels
@@ -104,7 +104,7 @@ def _read_header(path: Path) -> _Header:
     header, position = _Header(path), 0
     while "ElementDataFile" not in header.fields:
         end = content.find(b"\n", position)
-        line = content[position : end if end >= 0 else len(content)].decode("latin-1").strip()
+        line = content[position : end if end >= 0 else len(content)].decode("utf-8", errors="replace").strip()
         name, equals, value = line.partition("=")
         name = _ALIASES.get(name.strip(), name.strip())
         if (line and not equals) or name in header.fields or (end < 0 and name != "ElementDataFile"):
@@ -114,7 +114,7 @@ def _read_header(path: Path) -> _Header:
         position = end + 1 if end >= 0 else len(content)
     header.size = position
     if header.fields["ElementDataFile"].split()[:1] == ["LIST"]:
-        header.following = content[position:].decode("latin-1").splitlines()
+        header.following = lines_of(content[position:])
     return header
 
 

@@ -22,8 +22,17 @@ from medi3d.io.voxels import ImageFile, Voxels
 from medi3d.types import Array
 from medi3d.volume import Affine, Grid, Volume
 
-MAX_DISAGREEMENT = 0.05
-"""Share of a voxel by which sform and qform may place the corners apart: both are rounded to float32."""
+MAX_SHIFT = 0.05
+"""Share of a voxel by which sform and qform may put the first voxel apart."""
+
+MAX_TURN = 2e-3
+"""By how much their axes may differ, a tenth of a degree: near half a turn a float32 quaternion is no better."""
+
+MAX_STRETCH = 1e-4
+"""Share by which their spacings may differ."""
+
+_HALF_TURN = 3 * float(np.finfo(np.float32).eps)
+"""A quaternion's square real part that is nearer to 0 is rounding, as in nibabel."""
 
 _COMPRESSION_LEVEL = 2
 _STORED_TYPES = {"bool": "uint8", "float16": "float32", "int64": "int32", "uint64": "uint32"}
@@ -292,7 +301,7 @@ def _qform(fields: np.void, path: Path) -> Affine:
             f"{path}: damaged qform: quaternion ({b:.6g}, {c:.6g}, {d:.6g}), pixdim[0] {mirror:g}; write the "
             "header again"
         )
-    a = math.sqrt(max(rest, 0.0))
+    a = math.sqrt(rest) if rest > _HALF_TURN else 0.0
     length = math.sqrt(a * a + b * b + c * c + d * d)
     a, b, c, d = a / length, b / length, c / length, d / length
     rotation = np.array(
@@ -310,7 +319,13 @@ def _qform(fields: np.void, path: Path) -> Affine:
 
 
 def _check_agreement(sform: Grid, qform: Grid, codes: dict[str, int], path: Path) -> None:
-    if sform.is_close(qform, tolerance=MAX_DISAGREEMENT):
+    shift = np.linalg.norm(sform.affine[:3, 3] - qform.affine[:3, 3]) / min(sform.spacing_mm)
+    turn = np.abs(sform.direction - qform.direction).max()
+    if (
+        shift <= MAX_SHIFT
+        and turn <= MAX_TURN
+        and np.allclose(sform.spacing_mm, qform.spacing_mm, rtol=MAX_STRETCH, atol=0)
+    ):
         return
     raise InputError(
         f"{path}: sform (code {codes['sform']}: {_describe(sform)}) and qform (code {codes['qform']}: "

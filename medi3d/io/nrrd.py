@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medi3d.errors import InputError
-from medi3d.io.detached import find_data_files, parse_floats, parse_integers, parts_of, read_text
+from medi3d.io.detached import find_data_files, lines_of, parse_floats, parse_integers, parts_of, read_text
 from medi3d.io.raw import checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import describe_content
 from medi3d.io.voxels import ImageFile, Voxels
@@ -131,9 +131,9 @@ def _read_header(path: Path) -> _Header:
     end = re.search(rb"\r?\n\r?\n", content)
     text = content[: end.start()] if end else content
     header = _Header(path, size=end.end() if end else len(content))
-    lines = text.decode("latin-1").splitlines()[1:]
+    lines = lines_of(text)[1:]
     for number, line in enumerate(lines):
-        if line.startswith("#") or ":=" in line:
+        if line.startswith("#") or ":=" in line or (not line and end is None):
             continue
         name, colon, value = line.partition(": ")
         name = name.strip().lower().replace(" ", "")

@@ -94,7 +94,7 @@ class Voxels:
         or is float32 (exact up to float32's own rounding, and wholly so where slope and intercept are whole), float64
         otherwise.
         """
-        if (self.slope, self.intercept) == (1.0, 0.0):
+        if not self._is_scaled:
             return self.stored.newbyteorder("=")
         narrow = self.stored.itemsize <= 2 or self.stored.newbyteorder("=") == np.float32
         return np.dtype(np.float32 if narrow else np.float64)
@@ -123,9 +123,15 @@ class Voxels:
         return array[None] if self.channel_axis is None else np.moveaxis(array, self.channel_axis, 0)
 
     @property
+    def _is_scaled(self) -> bool:
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
+    @property
     def _lie_ready(self) -> bool:
-        aligned = (self.parts[0].offset + self.skip) % self.dtype.itemsize == 0
-        return self.encoding == "raw" and len(self.parts) == 1 and self.stored == self.dtype and aligned
+        """Whether the voxels can be used as they lie in the file."""
+        aligned = (self.parts[0].offset + self.skip) % self.stored.itemsize == 0
+        plain = self.encoding == "raw" and len(self.parts) == 1 and not self._is_scaled
+        return plain and aligned and self.stored == self.dtype
 
     def _in_memory(self) -> Array:
         try:
@@ -160,7 +166,7 @@ class Voxels:
 
     def _finish(self, block: Array) -> Array:
         """Return a block in the byte order of this machine, scaled."""
-        if (self.slope, self.intercept) == (1.0, 0.0):
+        if not self._is_scaled:
             return block.astype(self.dtype, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and found as such
             return (block * np.float64(self.slope) + self.intercept).astype(self.dtype)

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from medi3d import io
 from medi3d.errors import InputError
-from medi3d.io.nifti import MAX_DISAGREEMENT
+from medi3d.io.nifti import MAX_SHIFT, MAX_TURN
 from medi3d.volume import Volume
 
 MUTATIONS = 140
@@ -232,7 +232,7 @@ def read(function: Callable[[], Volume]) -> Volume | None:
 
 def is_true(volume: Volume, truth: Volume) -> bool:
     same_voxels = volume.array.shape == truth.array.shape and np.array_equal(volume.array, truth.array)
-    return same_voxels and volume.grid.is_close(truth.grid, tolerance=MAX_DISAGREEMENT)
+    return same_voxels and volume.grid.is_close(truth.grid, tolerance=MAX_SHIFT + 2 * max(SHAPE) * MAX_TURN)
 
 
 @pytest.fixture
