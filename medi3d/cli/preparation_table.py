@@ -12,7 +12,8 @@ from rich.table import Table
 from medi3d.config import TaskConfig
 from medi3d.preprocess import Summary
 
-_MOST_OUTLIERS = 10
+_MOST_ODD = 10
+_SEVERITY = {1: "unusual", 2: "suspicious", 3: "likely wrong"}
 
 
 def show_summary(summary: Summary, task: TaskConfig, store: Path, console: Console) -> None:
@@ -40,11 +41,14 @@ def show_data(fingerprint: Mapping[str, Any], quality: Mapping[str, Any], consol
     for name, spread in _rows(fingerprint):
         table.add_row(name, *(_numbers(spread[key]) for key in ("median", "min", "max")))
     console.print(table)
-    outliers = quality.get("outliers", [])
-    for outlier in outliers[:_MOST_OUTLIERS]:
-        _print_line(console, f"stands out: {outlier['case_id']}: {'; '.join(outlier['reasons'])}")
-    if len(outliers) > _MOST_OUTLIERS:
-        console.print(f"… and {len(outliers) - _MOST_OUTLIERS} more")
+    for note in quality["notes"]:
+        _print_line(console, f"note: {note}")
+    odd = quality["cases"]
+    for case in odd[:_MOST_ODD]:
+        findings = "; ".join(finding["message"] for finding in case["findings"])
+        _print_line(console, f"{_SEVERITY[case['severity']]}: {case['case_id']}: {findings}")
+    if len(odd) > _MOST_ODD:
+        console.print(f"and {len(odd) - _MOST_ODD} more cases that are odd in some way")
 
 
 def _rows(fingerprint: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -20,6 +20,7 @@ from medi3d.errors import ConfigError, InputError
 from medi3d.io import PreparedStore
 from medi3d.preprocess import prepare_dataset
 from medi3d.preprocess.budget import parse_bytes
+from medi3d.report.quality import write_quality
 
 _REFRESH_SECONDS = 0.1
 
@@ -74,6 +75,8 @@ def preprocess(
         if summary.prepared or summary.skipped:
             prepared = PreparedStore(store)
             show_data(prepared.fingerprint, prepared.quality, console)
+            page = write_quality(store, problems=summary.problems_to_keep(config))
+            console.print(f"a picture of every case, the oddest first: {page}", markup=False, soft_wrap=True)
         problems += len(summary.problems)
     if problems:
         raise typer.Exit(1)

@@ -333,13 +333,16 @@ def _write_slabs(
     # blocks of equal size: blosc2 pads chunks to whole blocks, and 36x50x35 voxels as 64x64x64 took twice as long
     blocks = [-(-n // -(-n // _BLOCK)) for n in chunks]
     layout = {"chunks": (1, *chunks), "blocks": (1, *blocks), "cparams": _COMPRESSION, "dparams": _ONE_THREAD}
-    with atomic.name_the_disk(path.parent):
-        stored = blosc2.empty((c, *space), dtype=dtype, urlpath=str(path), mode="w", **layout)
+    stored: blosc2.NDArray | None = None
     for start, stop in _slabs_of(slabs.shape):
         slab = slabs.slab(start, stop)
         look(slab)
         slab = np.ascontiguousarray(slab, dtype=dtype)
         with atomic.name_the_disk(path.parent):
+            if slab.shape == slabs.shape:  # 0.2 ms an array faster than to fill an empty one
+                return blosc2.asarray(slab, urlpath=str(path), mode="w", **layout)
+            if stored is None:
+                stored = blosc2.empty((c, *space), dtype=dtype, urlpath=str(path), mode="w", **layout)
             stored[:, start:stop] = slab
     return stored
 

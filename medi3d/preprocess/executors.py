@@ -85,7 +85,7 @@ class Processes:
         executor = ProcessPoolExecutor(
             min(self.workers, pieces), mp_context=context, initializer=_start_worker, initargs=(method,)
         )
-        with warnings.catch_warnings():  # of threads beside a fork, see start_method
+        with warnings.catch_warnings(), _interrupts_held():  # warnings of threads beside a fork, see start_method
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
             executor.submit(_started)
         try:
@@ -233,9 +233,24 @@ def start_method() -> Literal["fork", "forkserver", "spawn"]:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait until the workers that are started meanwhile are set to ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(method: str) -> None:
     """Leave Ctrl-C to the parent, end with it, and use one thread of numerical libraries."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     if "SimpleITK" in sys.modules:

@@ -195,14 +195,14 @@ def test_interrupting_a_second_run(raw: Path, store: Path, same: bool) -> None:
 
 
 def test_a_bug_in_one_case_does_not_stop_the_others(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = jobs.prepare_and_measure
+    prepare = jobs.open_case
 
-    def buggy(case: jobs.RawCase, task: TaskConfig) -> object:
+    def buggy(case: jobs.RawCase, task: TaskConfig, *, scratch: Path | None) -> object:
         if case.case_id == "b":
             raise ZeroDivisionError("oh\nno")
-        return prepare(case, task)
+        return prepare(case, task, scratch=scratch)
 
-    monkeypatch.setattr(jobs, "prepare_and_measure", buggy)
+    monkeypatch.setattr(jobs, "open_case", buggy)
     summary = prepare_dataset(raw, TASK, store)
     assert summary.prepared == ("a", "c")
     assert summary.problems[0].message.endswith("unexpected ZeroDivisionError: oh no")
@@ -229,15 +229,15 @@ def test_processes_do_what_one_does(raw: Path, store: Path, tmp_path: Path) -> N
 def test_the_case_that_kills_its_worker_is_named_and_the_others_go_on(
     raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = jobs.prepare_and_measure
+    prepare = jobs.open_case
 
-    def greedy(case: jobs.RawCase, task: TaskConfig) -> object:
+    def greedy(case: jobs.RawCase, task: TaskConfig, *, scratch: Path | None) -> object:
         if case.case_id == "b":
             os.kill(os.getpid(), signal.SIGKILL)
-        return prepare(case, task)
+        return prepare(case, task, scratch=scratch)
 
     monkeypatch.setattr(executors, "start_method", lambda: "fork")  # the patch above is seen by a fork only
-    monkeypatch.setattr(jobs, "prepare_and_measure", greedy)
+    monkeypatch.setattr(jobs, "open_case", greedy)
     summary = prepare_dataset(raw, TASK, store, workers=2)
     assert summary.prepared == ("a", "c")
     assert [problem.case_id for problem in summary.problems] == ["b"]

@@ -23,6 +23,7 @@ from medi3d.volume import LabelMap, Volume
 
 AFFINE = np.diag([2.0, 0.9, 0.8, 1.0])
 TASK = load_task("hippocampus")
+CASES = 48
 COMMAND = [str(Path(sys.executable).with_name("medi3d")), "preprocess", "--task", "hippocampus"]
 
 
@@ -55,7 +56,7 @@ def count_cases(store: Path) -> int:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cases(tmp_path_factory.mktemp("kill") / "raw", 24, (20, 40, 50))
+    return write_cases(tmp_path_factory.mktemp("kill") / "raw", CASES, (20, 40, 50))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def start(raw: Path, store: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
-@pytest.mark.parametrize("after", [0, 3, 11, 23])
+@pytest.mark.parametrize("after", [0, 3, 21, 47])
 def test_killed_at_any_time_and_run_again_is_as_if_nothing_had_been(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path, after: int
 ) -> None:
@@ -83,7 +84,7 @@ def test_killed_at_any_time_and_run_again_is_as_if_nothing_had_been(
     before = count_cases(store)
     summary = prepare_dataset(raw, TASK, store)
     assert len(summary.skipped) == before
-    assert len(summary.prepared) == 24 - before
+    assert len(summary.prepared) == CASES - before
     assert contents(store) == undisturbed
 
 
@@ -109,10 +110,14 @@ def test_two_at_once_do_not_disturb_each_other(raw: Path, undisturbed: dict[str,
     store = tmp_path / "store"
     process = start(raw, store)
     wait_until(lambda: (store / "cases").exists() and count_cases(store) >= 1, process)
-    if process.poll() is None:
-        with pytest.raises(InputError, match=rf"another run is writing here \(process {process.pid} on .*--output"):
+    os.killpg(process.pid, signal.SIGSTOP)  # it shall not be ready before this process has tried
+    message = rf"another run is writing here \(process {process.pid} on .*--output"
+    try:
+        with pytest.raises(InputError, match=message):
             prepare_dataset(raw, TASK, store)
-    process.communicate()
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
+        process.communicate()
     assert process.returncode == 0
     assert contents(store) == undisturbed
 
