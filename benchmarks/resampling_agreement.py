@@ -5,8 +5,8 @@
 First table: every tool onto medi3d's own grid (SimpleITK's Resample, MONAI's SpatialResample, TorchIO's Resample with a
 target), without anti-aliasing, so that the interpolation alone is compared; and what medi3d's anti-aliasing changes.
 Second table: what each tool does by itself when asked for a spacing (MONAI's Spacing, TorchIO's Resample), against
-medi3d on that very grid, and how far that grid lies from medi3d's. Inner voxels lie a native voxel or more inside the outermost centres, rim voxels further out, up to
-half a voxel beyond them. Differences are in the image's own units.
+medi3d on that very grid, and how far that grid lies from medi3d's. Inner voxels lie a native voxel or more inside the
+outermost centres, rim voxels further out, up to half a voxel beyond them. Differences are in the image's own units.
 """
 
 from __future__ import annotations

@@ -150,12 +150,10 @@ class LabelResampler:
         self._rest = 0 if fill is None else fill
         self.regions: Mapping[int, Region] = find_labels(self._array)
         self._check_type()
-        others = {value: region for value, region in self.regions.items() if value != self._rest}
-        self._boxes = {value: self._map.targets(region.box) for value, region in others.items()}
         self._seen: set[int] = set()
         self._saved: dict[int, IntTriple] = {}
-        for value in others:
-            place = self._place_to_save(value)
+        for value, region in self.regions.items():
+            place = None if value == self._rest else self._place_to_save(value, region)
             if place is not None:
                 self._saved[value] = place
 
@@ -185,19 +183,31 @@ class LabelResampler:
             self._seen.update(find_labels(out))
             return
         out[:] = self._rest
-        here = {value: _overlap(box, whole) for value, box in self._boxes.items()}
+        extents = self._extents(start, stop)
+        here = {value: _overlap(box, whole) for value, box in extents.items()}
         boxes = {value: box for value, box in here.items() if box is not None}
         if boxes:
             around = _around(list(boxes.values()))
-            out[_relative(around, whole)] = self._largest_shares(boxes, around)
+            out[_relative(around, whole)] = self._largest_shares(boxes, extents, around)
 
-    def _largest_shares(self, boxes: Mapping[int, Box], around: Box) -> Array:
+    def _extents(self, start: int, stop: int) -> dict[int, Box]:
+        """Return where labels have a share, as far as it matters for some planes and their neighbours."""
+        planes = slice(max(start - 1, 0), min(stop + 1, self._shape[0]))
+        near = self._map.sources((planes, slice(0, self._shape[1]), slice(0, self._shape[2])))[0]
+        regions = find_labels(self._array[near])
+        boxes = {value: region.box for value, region in regions.items() if value != self._rest}
+        return {
+            value: self._map.targets((slice(d.start + near.start, d.stop + near.start), h, w))
+            for value, (d, h, w) in boxes.items()
+        }
+
+    def _largest_shares(self, boxes: Mapping[int, Box], extents: Mapping[int, Box], around: Box) -> Array:
         shape = tuple(axis.stop - axis.start for axis in around)
         winner = np.full(shape, self._rest, dtype=self.dtype)
         best, rest = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         for value, box in boxes.items():
             here = _relative(box, around)
-            share, score = self._score(value, box)
+            share, score = self._score(value, box, extents[value])
             rest[here] -= share
             better = score > best[here] + _TIE
             np.copyto(winner[here], value, where=better)
@@ -206,10 +216,13 @@ class LabelResampler:
         self._seen.update(value for value, box in boxes.items() if (winner[_relative(box, around)] == value).any())
         return winner
 
-    def _score(self, value: int, box: Box) -> tuple[FloatArray, FloatArray]:
-        """Return the share of a label in a box, and what it wins by: 1 where it is thin and its voxel the nearest."""
+    def _score(self, value: int, box: Box, extent: Box) -> tuple[FloatArray, FloatArray]:
+        """Return the share of a label in a box, and what it wins by: 1 where it is thin and its voxel the nearest.
+
+        ``extent`` is where it has a share at all, in ``box`` and its neighbours.
+        """
         read = _equal_to(self._array, value)
-        grown = _overlap(_grown(box), self._boxes[value])
+        grown = _overlap(_grown(box), extent)
         assert grown is not None
         shares = self._map.interpolate(read, grown)
         share = shares[_relative(box, grown)]
@@ -225,13 +238,13 @@ class LabelResampler:
                 score[tuple(index - axis.start for axis, index in zip(box, place, strict=True))] = 2.0
         return share, score
 
-    def _place_to_save(self, value: int) -> IntTriple | None:
+    def _place_to_save(self, value: int, region: Region) -> IntTriple | None:
         """Return where a small label would have its largest share, if it would win nowhere; else ``None``."""
-        box = self._boxes[value]
+        box = self._map.targets(region.box)
         size = int(np.prod([axis.stop - axis.start for axis in box]))
         if self._nearest is None or not 0 < size <= _SMALL:
             return None
-        share, score = self._score(value, box)
+        share, score = self._score(value, box, box)
         if (score > np.maximum(1.0 - share, 0.0) + _TIE).any() or not share.any():
             return None
         d, h, w = np.unravel_index(int(share.argmax()), share.shape)

@@ -26,6 +26,9 @@ class Map(Protocol):
     def copied(self, targets: Box) -> Box | None:
         """Return the box of source voxels that a box of the target is, where it is one; else ``None``."""
 
+    def sources(self, targets: Box) -> Box:
+        """Return a box of source voxels that holds those that a box of target voxels needs."""
+
     def targets(self, sources: Box) -> Box:
         """Return the box of target voxels to which a box of source voxels contributes; it may be empty."""
 
@@ -100,6 +103,10 @@ class PaddedMap:
         """See :class:`Map`."""
         return None
 
+    def sources(self, targets: Box) -> Box:
+        """See :class:`Map`."""
+        return self.inner.sources(self._inside(targets))
+
     def targets(self, sources: Box) -> Box:
         """See :class:`Map`; here, the whole target."""
         d, h, w = (slice(0, len(index)) for index in self.index)
@@ -107,10 +114,16 @@ class PaddedMap:
 
     def interpolate(self, read: Read, targets: Box) -> FloatArray:
         """See :class:`Map`."""
-        index = [line[target] for line, target in zip(self.index, targets, strict=True)]
-        d, h, w = (slice(int(line.min()), int(line.max()) + 1) for line in index)
-        box = self.inner.interpolate(read, (d, h, w))
-        return box[np.ix_(*(line - line.min() for line in index))]
+        inside = self._inside(targets)
+        box = self.inner.interpolate(read, inside)
+        return box[
+            np.ix_(*(line[target] - axis.start for line, target, axis in zip(self.index, targets, inside, strict=True)))
+        ]
+
+    def _inside(self, targets: Box) -> Box:
+        lines = [line[target] for line, target in zip(self.index, targets, strict=True)]
+        d, h, w = (slice(int(line.min()), int(line.max()) + 1) for line in lines)
+        return d, h, w
 
 
 def pad(inner: Map, source: Grid, target: Grid, *, padding: str) -> Map:

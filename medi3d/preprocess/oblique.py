@@ -68,6 +68,11 @@ class ObliqueMap:
         """Return ``None``: no box of the target is a box of the source."""
         return None
 
+    def sources(self, targets: Box) -> Box:
+        """Return a box of source voxels that holds those that a box of target voxels needs."""
+        nearest = _clipped(_mapped(self.to_source, targets), self.source_shape)
+        return _clipped(_grown(nearest, self._reach), self.source_shape)
+
     def targets(self, sources: Box) -> Box:
         """Return a box of target voxels that holds those to which a box of source voxels contributes."""
         at_rim = any(axis.start == 0 or axis.stop == n for axis, n in zip(sources, self.source_shape, strict=True))
@@ -78,8 +83,7 @@ class ObliqueMap:
 
     def interpolate(self, read: Read, targets: Box) -> FloatArray:
         """Compute a box of the target, see :meth:`SeparableMap.interpolate`."""
-        nearest = _clipped(_mapped(self.to_source, targets), self.source_shape)
-        sources = _clipped(_grown(nearest, self._reach), self.source_shape)
+        sources = self.sources(targets)
         voxels = read(sources) if self._smoother is None else self._smoother.interpolate(read, sources)
         image = sitk.GetImageFromArray(
             np.ascontiguousarray(voxels, dtype=None if voxels.dtype in _TAKEN_AS_STORED else np.float32)

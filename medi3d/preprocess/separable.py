@@ -121,6 +121,11 @@ class SeparableMap:
     axes: tuple[Axis, Axis, Axis]
     fill: float
 
+    def sources(self, targets: Box) -> Box:
+        """Return the box of source voxels that a box of target voxels needs."""
+        d, h, w = (axis.sources(target) for axis, target in zip(self.axes, targets, strict=True))
+        return d, h, w
+
     def targets(self, sources: Box) -> Box:
         """Return the box of target voxels to which a box of source voxels contributes."""
         d, h, w = (axis.targets(source) for axis, source in zip(self.axes, sources, strict=True))
@@ -128,10 +133,8 @@ class SeparableMap:
 
     def copied(self, targets: Box) -> Box | None:
         """Return the box of source voxels that a box of the target is, where it is one; else ``None``."""
-        if not all(axis.is_plain(target) for axis, target in zip(self.axes, targets, strict=True)):
-            return None
-        d, h, w = (axis.sources(target) for axis, target in zip(self.axes, targets, strict=True))
-        return d, h, w
+        plain = all(axis.is_plain(target) for axis, target in zip(self.axes, targets, strict=True))
+        return self.sources(targets) if plain else None
 
     def interpolate(self, read: Read, targets: Box) -> FloatArray:
         """Compute a box of the target.
@@ -148,7 +151,7 @@ class SeparableMap:
             return self._filled(self._multiply(read, targets), targets)
 
     def _multiply(self, read: Read, targets: Box) -> FloatArray:
-        d, h, w = (axis.sources(target) for axis, target in zip(self.axes, targets, strict=True))
+        d, h, w = self.sources(targets)
         across = _Across(self.axes[1], targets[1], self.axes[2], targets[2])
         planes = np.empty((d.stop - d.start, *across.shape), dtype=np.float32)
         chunk = max(_CHUNK_VOXELS // ((h.stop - h.start) * (w.stop - w.start)), 1)
