@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,7 @@ class Grid:
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
-    @property
+    @cached_property
     def spacing_mm(self) -> FloatTriple:
         """Distance between voxel centres along ``(D, H, W)``, in millimetres."""
         d, h, w = np.linalg.norm(self.affine[:3, :3], axis=0)
@@ -60,7 +61,7 @@ class Grid:
         x, y, z = self.affine[:3, 3]
         return float(x), float(y), float(z)
 
-    @property
+    @cached_property
     def direction(self) -> Affine:
         """3×3 matrix whose columns are the unit vectors of the D, H and W axes in RAS."""
         return np.asarray(self.affine[:3, :3] / np.asarray(self.spacing_mm), dtype=np.float64)
@@ -142,9 +143,9 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or 0 in self.array.shape:
             raise InputError(f"a volume's array must be a non-empty (C, D, H, W); got shape {self.array.shape}")
-        object.__setattr__(self, "affine", Grid(self.shape, self.affine).affine)
+        object.__setattr__(self, "affine", self.grid.affine)
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """Shape and affine: where the voxels lie."""
         return Grid(self.shape, self.affine)
