@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from medi3d import io
 from medi3d.config import PreprocessConfig, TaskConfig, load_task
-from medi3d.errors import InputError
+from medi3d.errors import InputError, MissingDependencyError
 from medi3d.io import PreparedStore, prepared
 from medi3d.preprocess import executors, jobs, prepare_dataset
 from medi3d.volume import LabelMap, Volume
@@ -243,6 +244,71 @@ def test_the_case_that_kills_its_worker_is_named_and_the_others_go_on(
     assert [problem.case_id for problem in summary.problems] == ["b"]
     assert "was killed twice, most likely for lack of memory" in summary.problems[0].message
     assert sorted(path.name for path in (store / "cases").iterdir()) == ["a", "c"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cases_beyond_the_memory_budget_are_mapped_from_disk_and_come_out_the_same(
+    raw: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    prepare_dataset(raw, TASK, store)
+    folders: list[Path | None] = []
+    prepare = jobs.open_case
+
+    def watched(case: jobs.RawCase, task: TaskConfig, *, scratch: Path | None) -> object:
+        folders.append(scratch)
+        return prepare(case, task, scratch=scratch)
+
+    monkeypatch.setattr(jobs, "open_case", watched)
+    monkeypatch.setattr(executors, "start_method", lambda: "fork")
+    other, scratch = tmp_path / "other", tmp_path / "scratch"
+    scratch.mkdir()
+    summary = prepare_dataset(raw, TASK, other, workers=workers, memory_bytes=1000, scratch=scratch)
+    assert summary.prepared == ("a", "b", "c")
+    if workers == 1:
+        assert all(folder is not None and folder.parent == scratch for folder in folders)
+        assert len(folders) == 3
+    assert not list(scratch.iterdir())
+    for path in store.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (other / path.relative_to(store)).read_bytes(), path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_does_what_one_process_does(raw: Path, store: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    spoil(raw, "b", "nan")
+    one = prepare_dataset(raw, TASK, store)
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        many = prepare_dataset(raw, TASK, tmp_path / "other", scheduler=cluster.scheduler_address)
+    assert one == many
+    for path in store.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "other" / path.relative_to(store)).read_bytes(), path
+
+
+def test_a_scheduler_without_dask_names_the_extra(raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'medi3d\[dask\]'"):
+        prepare_dataset(raw, TASK, store, scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("what", ["median", "dataset"])
+def test_what_is_measured_on_all_cases_is_kept_as_numbers(raw: Path, store: Path, tmp_path: Path, what: str) -> None:
+    change = {"spacing_mm": "median"} if what == "median" else {"normalize": ("dataset",)}
+    task = replace(TASK, preprocess=replace(TASK.preprocess, **change))
+    prepare_dataset(raw, task, store)
+    kept = PreparedStore(store).task_values["preprocess"]
+    if what == "median":
+        assert kept["spacing_mm"] == pytest.approx([2.0, 0.9, 0.8], rel=1e-5)
+    else:
+        ((low, high, mean, std),) = kept["dataset_intensities"]
+        assert low < mean < high
+        assert 5 < std < 13
+    assert prepare_dataset(raw, task, store).prepared == ()
+    many = prepare_dataset(raw, task, tmp_path / "other", workers=2)
+    assert many.prepared == ("a", "b", "c")
+    assert PreparedStore(tmp_path / "other").task_values["preprocess"] == kept
 
 
 def test_fingerprint(raw: Path, store: Path) -> None:
