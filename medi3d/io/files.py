@@ -104,12 +104,16 @@ def image_files(path: PathLike) -> list[Path]:
     """
     path = Path(path)
     if not is_folder(path):
-        if not is_dicom(path):
+        if image_suffix(path) is not None or not is_dicom(path):
             open_file(path).close()
         return [path]
     if is_dicom(path):
         return list_series(path)
-    found = [entry for entry in path.iterdir() if not is_folder(entry) and is_image(entry)]
+    try:
+        entries = list(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path}: the folder cannot be listed ({error.strerror})") from None
+    found = [entry for entry in entries if not is_folder(entry) and is_image(entry)]
     found += list_series(path)
     if not found:
         raise InputError(f"{path}: no image in it; expected {', '.join(FORMATS)} files or folders of DICOM series")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import SimpleITK as sitk
 
 from medi3d import io
 from medi3d.errors import InputError
+from medi3d.io import values
 from medi3d.volume import LabelMap, Volume
 
 AFFINE = np.array([[0.0, 0, -0.8, 5], [0, 0.9, 0, 6], [2.5, 0, 0, 7], [0, 0, 0, 1]])
@@ -188,3 +192,195 @@ def test_odd_volumes(real_data: Callable[[str], Path]) -> None:
     assert image.grid.is_close(label.grid)
     assert image.spacing_mm == pytest.approx((6.5, 0.78125, 0.78125))
     assert image.orientation == "SAL"  # LPS directions 1, -1, 1 along x, y, z
+
+
+# --- paths
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha", ".hdr", ".img"])
+def test_files_that_are_none_of_their_name(tmp_path: Path, suffix: str) -> None:
+    """Each has its own message, in reading, in asking for the header, and in listing the files."""
+    (tmp_path / f"text{suffix}").write_text("this was moved to another server, see there " * 20)
+    (tmp_path / f"empty{suffix}").touch()
+    (tmp_path / f"loop{suffix}").symlink_to(tmp_path / f"loop{suffix}")
+    (tmp_path / f"gone{suffix}").symlink_to(tmp_path / "nothing")
+    (tmp_path / f"folder{suffix}").mkdir()
+    if suffix in (".hdr", ".img"):
+        for name in ("text", "empty"):
+            (tmp_path / name).with_suffix({".hdr": ".img", ".img": ".hdr"}[suffix]).write_text("text")
+    messages = {
+        "text": r"it is a text file",
+        "empty": "the file is empty|it is a text file",
+        "loop": "a symbolic link that leads back to itself|there is none",
+        "gone": "a symbolic link to nothing|there is none",
+        "folder": "a folder without DICOM files",
+    }
+    for name, message in messages.items():
+        for read in (io.read_volume, io.read_label_map, io.read_header, io.source_files):
+            with pytest.raises(InputError, match=rf"{name}.*: .*({message})") as caught:
+                read(tmp_path / f"{name}{suffix}")
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["two words.nii.gz", "größe 脳.nii", "-o.nii.gz", "a'b\"c.nii", "#1.nii", "x" * 240 + ".nii"]
+)
+def test_unusual_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    volume = Volume(labels("float32"), AFFINE)
+    (tmp_path / "other.nii").touch()
+    io.write_volume(volume, "plain.nii.gz" if name.endswith(".gz") else "plain.nii")
+    next(tmp_path.glob("plain*")).rename(tmp_path / name)
+    np.testing.assert_array_equal(io.read_volume(name).array, volume.array)
+    assert Path(name) in io.image_files(".")
+    assert io.case_name(name) == name.removesuffix(".gz").removesuffix(".nii")
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
+def test_a_file_that_may_not_be_read() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        io.write_volume(Volume(labels("float32"), AFFINE), folder / "a.nii.gz")
+        io.write_volume(Volume(labels("float32"), AFFINE), folder / "closed" / "b.nii.gz")
+        (folder / "a.nii.gz").chmod(0)
+        (folder / "closed").chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            for path in (folder / "a.nii.gz", folder / "closed" / "b.nii.gz"):
+                for read in (io.read_volume, io.read_header, io.source_files, io.image_files):
+                    with pytest.raises(InputError, match=rf"{path.name}: no permission to read it"):
+                        read(path)
+        finally:
+            os.seteuid(user)
+            (folder / "closed").chmod(0o755)
+
+
+def test_broken_links_and_pairs_are_listed_once(tmp_path: Path) -> None:
+    """What cannot be read is listed, so that it is told of; the voxels of a pair are listed under its header."""
+    (tmp_path / "loop.nii.gz").symlink_to(tmp_path / "loop.nii.gz")
+    nib.save(nib.Nifti1Pair(labels()[0].T, np.eye(4)), tmp_path / "pair.hdr")
+    (tmp_path / "folder.nii").mkdir()
+    sitk.WriteImage(itk_image(labels()[0]), str(tmp_path / "a.mhd"))
+    sitk.WriteImage(itk_image(labels()[0]), str(tmp_path / "b.nhdr"))
+    assert [path.name for path in io.image_files(tmp_path)] == ["a.mhd", "b.nhdr", "loop.nii.gz", "pair.hdr"]
+    assert io.case_name("x/pair.img.gz") == "pair"
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "pair.img").array, labels())
+
+
+# --- every voxel
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_voxel_is_looked_at(tmp_path: Path, suffix: str, scratch: bool, dtype: str) -> None:
+    folder = tmp_path if scratch else None
+    voxels = {"nan": [np.nan], "both": [np.nan, np.inf, -np.inf], "infinite": [np.inf]}
+    messages = {
+        "nan": r"1 of 60 voxels are NaN or infinite \(1 NaN, 0 infinite\)",
+        "both": r"3 of 60 voxels are NaN or infinite \(1 NaN, 2 infinite\)",
+        "infinite": r"1 of 60 voxels are NaN or infinite \(0 NaN, 1 infinite\)",
+    }
+    for name, bad in voxels.items():
+        array = labels(dtype)[0]
+        array.flat[-len(bad) :] = bad
+        save(array, tmp_path / f"{name}{suffix}")
+        for read in (io.read_volume, io.read_label_map):
+            with pytest.raises(InputError, match=rf"{name}\{suffix}: {messages[name]}"):
+                read(tmp_path / f"{name}{suffix}", scratch=folder)
+    save(np.full((3, 4, 5), np.nan, dtype), tmp_path / f"all{suffix}")
+    with pytest.raises(InputError, match="all 60 voxels are NaN; leave out the case"):
+        io.read_volume(tmp_path / f"all{suffix}", scratch=folder)
+
+
+def save(array: np.ndarray, path: Path) -> None:
+    if ".nii" in path.name:
+        nib.save(nib.Nifti1Image(array.T, np.eye(4)), path)
+    else:
+        sitk.WriteImage(itk_image(array), str(path))
+
+
+def test_a_bad_frame_leaves_the_others(tmp_path: Path) -> None:
+    frames = np.stack([labels("float32")[0]] * 3)
+    frames[1, 0, 0, 0] = np.nan
+    save(frames, tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "a.nii.gz", frame=2).array, labels())
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.nii.gz", frame=0).array, labels())
+    with pytest.raises(InputError, match="1 of 60 voxels"):
+        io.read_volume(tmp_path / "a.nii.gz", frame=1)
+    with pytest.raises(InputError, match=r"frame -1 of 3"):
+        io.read_label_map(tmp_path / "a.nii.gz", frame=-1)
+
+
+def test_values_that_a_type_cannot_hold(tmp_path: Path) -> None:
+    save(np.full((3, 4, 5), 1e300), tmp_path / "a.nii")
+    assert io.read_volume(tmp_path / "a.nii", dtype=None).array.max() == 1e300
+    with pytest.raises(InputError, match="60 of 60 voxels are NaN or infinite"):
+        io.read_volume(tmp_path / "a.nii")
+
+
+def test_the_blocks_of_a_big_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "_BLOCK_VOXELS", 7)
+    array = np.random.default_rng(0).integers(0, 300, (2, 3, 4, 5)).astype("f4")
+    values.check_finite(array, tmp_path)
+    label = values.to_label_array(array[:1], tmp_path, scratch=tmp_path)
+    assert isinstance(label, np.memmap)
+    assert label.dtype == np.int32
+    np.testing.assert_array_equal(label, array[:1])
+    array[1, 2, 3, 4] = np.inf
+    with pytest.raises(InputError, match="1 of 120 voxels"):
+        values.check_finite(array, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint32", "float32", "float64", "int16", "uint8"])
+@pytest.mark.parametrize("scratch", [False, True])
+def test_labels_of_any_type_mapped_or_not(tmp_path: Path, dtype: str, scratch: bool) -> None:
+    nib.save(nib.Nifti1Image(labels(dtype)[0].T, np.eye(4), dtype=dtype), tmp_path / "a.nii.gz")
+    label = io.read_label_map(tmp_path / "a.nii.gz", scratch=tmp_path if scratch else None)
+    assert label.array.dtype == np.uint8
+    np.testing.assert_array_equal(label.array, labels())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
+def test_labels_beyond_32_bits(tmp_path: Path, value: int) -> None:
+    array = labels("int64")
+    array[0, 0, 0, 0] = value
+    nib.save(nib.Nifti1Image(array[0].T, np.eye(4), dtype="int64"), tmp_path / "a.nii")
+    with pytest.raises(InputError, match="do not fit 32 bits"):
+        io.read_label_map(tmp_path / "a.nii")
+
+
+def test_suv_needs_dicom(tmp_path: Path) -> None:
+    save(labels("float32")[0], tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"a\.nii: only DICOM holds what 'suv' is computed from"):
+        io.read_volume(tmp_path / "a.nii", quantity="suv")
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_reading_takes_the_voxels_memory_and_little_more(tmp_path: Path, suffix: str) -> None:
+    array = np.random.default_rng(0).integers(0, 9, (64, 128, 128)).astype("int16")
+    save(array, tmp_path / f"a{suffix}")
+    for scratch, most in ((None, array.nbytes + 1.2e6), (tmp_path, 1.2e6)):
+        tracemalloc.start()
+        volume = io.read_volume(tmp_path / f"a{suffix}", dtype=None, scratch=scratch)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most
+        np.testing.assert_array_equal(volume.array[0], array)
+
+
+def test_mapped_voxels_need_no_file_of_their_name(tmp_path: Path) -> None:
+    """The scratch file is gone before it is used, so a kill leaves nothing."""
+    save(labels("int16")[0], tmp_path / "a.nii.gz")
+    (tmp_path / "scratch").mkdir()
+    volume = io.read_volume(tmp_path / "a.nii.gz", dtype=None, scratch=tmp_path / "scratch")
+    assert isinstance(volume.array, np.memmap)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    np.testing.assert_array_equal(volume.array, labels())
