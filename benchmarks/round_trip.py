@@ -114,7 +114,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 def stage(image: Path, label: Path | None, scratch: Path) -> Case:
     """Write an image of any format, and its label or a thresholded one, as NIfTI."""
     name = io.case_name(image)
-    is_4d = image.is_file() and sitk_dimension(image) == 4
+    is_4d = io.read_header(image).channels > 1
     volume = io.read_volume(image, frame=0 if is_4d else None)
     if label is None:
         mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(volume.array[0]), 0, 1))
@@ -125,14 +125,6 @@ def stage(image: Path, label: Path | None, scratch: Path) -> Case:
     io.write_volume(volume, image_nifti)
     io.write_label_map(label_map, label_nifti)
     return Case(name, image_nifti if is_4d else image, label or label_nifti, image_nifti, label_nifti)
-
-
-def sitk_dimension(path: Path) -> int:
-    """Return the number of axes of an image file."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader.GetDimension()
 
 
 def run_medi3d(cases: dict[Path, Case], spacing: float) -> None:
