@@ -9,7 +9,7 @@ import numpy as np
 from medi3d.config import PreprocessConfig, Spacing
 from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess.foreground import find_background
-from medi3d.preprocess.resample import ImageResampler, centered_grid, isotropic_grid, nearest_rotation
+from medi3d.preprocess.resample import centered_grid, isotropic_grid, nearest_rotation
 from medi3d.registry import Registry
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume
@@ -123,16 +123,3 @@ def mask_center_mm(mask: LabelMap) -> FloatTriple:
         raise InputError("the mask has no voxel above 0, so there is no centre to crop around")
     x, y, z = mask.grid.index_to_world(moments / count)
     return float(x), float(y), float(z)
-
-
-def resample_and_pad(volume: Volume, grid: Grid, *, interpolation: str, padding: str) -> Volume:
-    """Resample onto a grid that may reach outside the volume, where the resampled content is continued.
-
-    Args:
-        volume: its axes run along the grid's.
-        grid: the prepared grid.
-        interpolation: see :class:`~medi3d.preprocess.resample.ImageResampler`.
-        padding: likewise.
-    """
-    slabs = ImageResampler(volume.array, volume.grid, grid, interpolation=interpolation, padding=padding)
-    return Volume(slabs.slab(0, grid.shape[0]), grid.affine)

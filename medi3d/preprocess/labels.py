@@ -150,7 +150,6 @@ class LabelResampler:
         self._rest = 0 if fill is None else fill
         self.regions: Mapping[int, Region] = find_labels(self._array)
         self._check_type()
-        self._seen: set[int] = set()
         self._saved: dict[int, IntTriple] = {}
         for value, region in self.regions.items():
             place = None if value == self._rest else self._place_to_save(value, region)
@@ -161,11 +160,6 @@ class LabelResampler:
     def shape(self) -> tuple[int, int, int, int]:
         """``(1, D, H, W)`` of the whole."""
         return (1, *self._shape)
-
-    @property
-    def lost(self) -> list[int]:
-        """Labels of the source that no slab so far holds: asked after the last one, those that vanished."""
-        return [value for value in self.regions if value and value not in self._seen]
 
     def slab(self, start: int, stop: int) -> Array:
         """Compute the planes ``start … stop - 1``, ``(1, d, H, W)``."""
@@ -180,7 +174,6 @@ class LabelResampler:
         copied = self._map.copied(whole)
         if copied is not None:
             out[:] = self._array[copied]
-            self._seen.update(find_labels(out))
             return
         out[:] = self._rest
         extents = self._extents(start, stop)
@@ -213,7 +206,6 @@ class LabelResampler:
             np.copyto(winner[here], value, where=better)
             np.copyto(best[here], score, where=better)
         winner[best <= rest + _TIE] = self._rest
-        self._seen.update(value for value, box in boxes.items() if (winner[_relative(box, around)] == value).any())
         return winner
 
     def _score(self, value: int, box: Box, extent: Box) -> tuple[FloatArray, FloatArray]:
