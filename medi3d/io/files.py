@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,6 @@ from medi3d.io.values import check_finite, to_label_array
 from medi3d.io.voxels import ImageFile
 from medi3d.types import Array, PathLike
 from medi3d.volume import LabelMap, Volume
-
-V = TypeVar("V", bound=Volume)
 
 FORMATS: dict[str, Callable[[Path], ImageFile]] = {
     ".nii": open_nifti,
@@ -176,7 +173,7 @@ def read_volume(
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, dtype=dtype)
         check_finite(array, path)
-    return _on_grid(Volume, array, raw, path)
+    return Volume(array, raw.affine)
 
 
 def read_label_map(path: PathLike, *, frame: int | None = None, scratch: PathLike | None = None) -> LabelMap:
@@ -199,7 +196,7 @@ def read_label_map(path: PathLike, *, frame: int | None = None, scratch: PathLik
     if array.shape[0] != 1:
         raise InputError(f"{path}: a label map has one value a voxel, got {_plural(array.shape[0])}")
     labels = to_label_array(array, path, scratch=None if scratch is None else Path(scratch))
-    return _on_grid(LabelMap, labels, raw, path)
+    return LabelMap(labels, raw.affine)
 
 
 def write_volume(volume: Volume, path: PathLike) -> None:
@@ -247,13 +244,6 @@ def _take_frame(array: Array, frame: int, path: Path) -> Array:
     if not 0 <= frame < array.shape[0]:
         raise InputError(f"{path}: frame {frame} of {array.shape[0]}: there is no such frame (they are counted from 0)")
     return array[frame : frame + 1]
-
-
-def _on_grid(kind: type[V], array: Array, raw: RawImage, path: Path) -> V:
-    try:
-        return kind(array, raw.affine)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _plural(channels: int) -> str:

@@ -376,6 +376,19 @@ def test_reading_takes_the_voxels_memory_and_little_more(tmp_path: Path, suffix:
         np.testing.assert_array_equal(volume.array[0], array)
 
 
+def test_voxels_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(labels("int16")[0], tmp_path / "a.nii.gz")
+
+    def refuse(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", refuse)
+    with pytest.raises(
+        InputError, match=r"a\.nii\.gz: the header tells of 0\.0 GB of voxels, more than there is memory"
+    ):
+        io.read_volume(tmp_path / "a.nii.gz")
+
+
 def test_mapped_voxels_need_no_file_of_their_name(tmp_path: Path) -> None:
     """The scratch file is gone before it is used, so a kill leaves nothing."""
     save(labels("int16")[0], tmp_path / "a.nii.gz")
