@@ -1,14 +1,21 @@
-"""SimpleITK ↔ volumes: (x, y, z) and LPS on its side, (D, H, W) and RAS on ours."""
+"""SimpleITK ↔ volumes: (x, y, z) and LPS on its side, (D, H, W) and RAS on ours.
+
+SimpleITK is imported when an image passes (0.05 s): most cases are prepared without it.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import SimpleITK as sitk
 
 from medi3d.errors import InputError
 from medi3d.io.raw import LPS_TO_RAS, reverse_axes
 from medi3d.types import Array
 from medi3d.volume import Affine, Grid, Volume
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
@@ -23,6 +30,8 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 def array_to_sitk(array: Array, grid: Grid) -> sitk.Image:
     """Return a SimpleITK image of an array ``(C, D, H, W)`` that lies on ``grid``."""
+    import SimpleITK as sitk
+
     vector = array.shape[0] > 1
     image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array[0], isVector=vector)
     set_sitk_grid(image, grid)
@@ -31,6 +40,8 @@ def array_to_sitk(array: Array, grid: Grid) -> sitk.Image:
 
 def set_sitk_grid(target: sitk.Image | sitk.ResampleImageFilter, grid: Grid) -> None:
     """Give an image, or the output of a resampling filter, the geometry of ``grid``."""
+    import SimpleITK as sitk
+
     affine = LPS_TO_RAS @ reverse_axes(grid.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     prefix = "SetOutput" if isinstance(target, sitk.ResampleImageFilter) else "Set"
@@ -45,6 +56,8 @@ def from_sitk(image: sitk.Image) -> Volume:
     Raises:
         InputError: the image is not 3-D.
     """
+    import SimpleITK as sitk
+
     if image.GetDimension() != 3:
         raise InputError(f"expected a 3-D image, got {image.GetDimension()}-D of size {image.GetSize()}")
     array = sitk.GetArrayFromImage(image)
