@@ -41,6 +41,8 @@ _TIE = 1e-5
 """Shares that differ by less are equal: rounding decides nothing."""
 _PLANES = 32
 """Target planes that are worked on at a time; it bounds the memory."""
+_BLOCK_VOXELS = 2**19
+"""Native voxels that are looked at together."""
 _COUNTED = 2**16
 """Labels below are counted by their value, others by sorting."""
 
@@ -59,7 +61,7 @@ class Region:
 
 
 def find_labels(label: Array) -> dict[int, Region]:
-    """Find the values of a label map ``(D, H, W)``, plane by plane; it may be a memory map.
+    """Find the values of a label map ``(D, H, W)``, some planes at a time; it may be a memory map.
 
     Args:
         label: integers.
@@ -71,24 +73,26 @@ def find_labels(label: Array) -> dict[int, Region]:
         >>> find_labels(np.array([[[0, 0, 7], [0, 7, 7]]], np.uint8))[7]
         Region(box=(slice(0, 1, None), slice(0, 2, None), slice(1, 3, None)), voxels=3)
     """
-    bounds: dict[int, list[tuple[int, int, int, int, int]]] = {}
+    boxes: dict[int, list[Box]] = {}
     counts: dict[int, int] = {0: 0}
-    for depth, plane in enumerate(label):
-        rows = np.flatnonzero(plane.any(axis=1))
-        zeros = plane.size
-        if rows.size:
-            columns = np.flatnonzero(plane[rows[0] : rows[-1] + 1].any(axis=0))
-            crop = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            for value, count in _count_values(crop):
-                zeros -= count
-                mask = crop == value
-                h, w = np.flatnonzero(mask.any(axis=1)) + rows[0], np.flatnonzero(mask.any(axis=0)) + columns[0]
-                bounds.setdefault(value, []).append((depth, int(h[0]), int(h[-1]), int(w[0]), int(w[-1])))
-                counts[value] = counts.get(value, 0) + count
-        counts[0] += zeros
-    regions = {value: Region(_box_of(planes), counts[value]) for value, planes in bounds.items()}
+    depth, height, width = label.shape
+    step = max(_BLOCK_VOXELS // (height * width), 1)
+    for start in range(0, depth, step):
+        block = label[start : start + step]
+        counts[0] += block.size
+        around = _extent(block != 0)
+        if around is None:
+            continue
+        crop = block[around]
+        for value, count in _count_values(crop):
+            inner = _extent(crop == value)
+            assert inner is not None
+            box = _moved(inner, (around[0].start + start, around[1].start, around[2].start))
+            boxes.setdefault(value, []).append(box)
+            counts[value] = counts.get(value, 0) + count
+            counts[0] -= count
+    regions = {value: Region(_around(parts), counts[value]) for value, parts in boxes.items()}
     if counts[0]:
-        depth, height, width = label.shape
         regions[0] = Region((slice(0, depth), slice(0, height), slice(0, width)), counts[0])
     return dict(sorted(regions.items()))
 
@@ -234,7 +238,7 @@ class LabelResampler:
         """Return where a small label would have its largest share, if it would win nowhere; else ``None``."""
         box = self._map.targets(region.box)
         size = int(np.prod([axis.stop - axis.start for axis in box]))
-        if self._nearest is None or not 0 < size <= _SMALL:
+        if self._nearest is None or not 0 < size <= _SMALL or self._map.copied(box) is not None:
             return None
         share, score = self._score(value, box, box)
         if (score > np.maximum(1.0 - share, 0.0) + _TIE).any() or not share.any():
@@ -278,10 +282,19 @@ def _count_values(crop: Array) -> list[tuple[int, int]]:
     return [(int(value), int(count)) for value, count in zip(values, repeats, strict=True) if value]
 
 
-def _box_of(planes: list[tuple[int, int, int, int, int]]) -> Box:
-    table = np.array(planes)
-    low, high = table.min(axis=0).tolist(), table.max(axis=0).tolist()
-    return slice(low[0], high[0] + 1), slice(low[1], high[2] + 1), slice(low[3], high[4] + 1)
+def _extent(mask: Array) -> Box | None:
+    """Return the box around the true voxels of ``(d, h, w)``, ``None`` where there are none."""
+    across = mask.any(axis=0)
+    used = [np.flatnonzero(line) for line in (mask.any(axis=(1, 2)), across.any(axis=1), across.any(axis=0))]
+    if not used[0].size:
+        return None
+    d, h, w = (slice(int(line[0]), int(line[-1]) + 1) for line in used)
+    return d, h, w
+
+
+def _moved(box: Box, by: IntTriple) -> Box:
+    d, h, w = (slice(axis.start + shift, axis.stop + shift) for axis, shift in zip(box, by, strict=True))
+    return d, h, w
 
 
 def _overlap(first: Box, second: Box) -> Box | None:
