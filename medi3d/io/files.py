@@ -39,9 +39,6 @@ FORMATS: dict[str, Callable[[Path], ImageFile]] = {
 _BODIES = (".img", ".img.gz")
 """Read when they are named, but listed under their headers."""
 
-_SINGLE = (".nii", ".nii.gz")
-"""Never of several files, so that their headers need not be read to know."""
-
 WRITERS: dict[str, Callable[[Volume, Path], None]] = {".nii": write_nifti, ".nii.gz": write_nifti}
 
 
@@ -133,13 +130,9 @@ def source_files(path: PathLike) -> list[Path]:
     """List every file whose bytes make up an image: header and data files, or the slices of a DICOM series.
 
     Raises:
-        InputError: the file cannot be opened; of the formats that may refer to other files, as :func:`read_header`.
+        InputError: as :func:`read_header`.
     """
-    path = Path(path)
-    if image_suffix(path) in _SINGLE and not is_folder(path):
-        open_file(path).close()
-        return [path]
-    return list(_open(path).files)
+    return list(_open(Path(path)).files)
 
 
 def read_volume(

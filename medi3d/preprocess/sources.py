@@ -6,6 +6,7 @@ A problem is one line about one case; the other cases go on.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -105,5 +106,5 @@ def _file_problem(case: RawCase, times: int) -> str | None:
         return f"{case.case_id!r} cannot name a folder; use an id without slashes that does not start with a dot"
     named = [("image", path) for path in case.images]
     named += [(kind, path) for kind, path in (("label", case.label), ("center mask", case.center)) if path]
-    missing = [f"{kind} {path} does not exist" for kind, path in named if not (path.exists() or is_dicom(path))]
+    missing = [f"{kind} {path} does not exist" for kind, path in named if not (os.path.lexists(path) or is_dicom(path))]
     return missing[0] if missing else None

@@ -184,7 +184,7 @@ DEFECTS: dict[str, tuple[Callable[[Case], object], str]] = {
     "one_slice": (lambda case: case.set_image(voxels()[:, :, :1]), "one slice|single slice"),
     "five_dimensions": (lambda case: case.set_image(np.zeros((*SHAPE, 2, 3), np.int16)), "5-D|channels"),
     "twin": (twin, "twin|side by side|both|beside|called"),
-    "link_loop": (link_to_itself, "link|does not exist"),
+    "link_loop": (link_to_itself, "a symbolic link that leads back to itself"),
     "forbidden": (forbid, "[Pp]ermission|not allowed|may not be read"),
     "series_with_gap": (series([0, 2, 4, 8, 10]), "gap|missing"),
     "series_of_two_acquisitions": (series([0, 2, 4, 0, 2, 4], AcquisitionNumber=[1, 1, 1, 2, 2, 2]), "acquisition"),
