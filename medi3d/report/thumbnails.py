@@ -44,12 +44,14 @@ def draw_thumbnail(case: PreparedCase) -> bytes:
     planes = [(0, axis) for axis in range(3)]
     planes += [(channel, 0) for channel in range(1, min(image.shape[0], _MOST_CHANNELS))]
     slices = {plane: np.asarray(image[(plane[0], *_across(plane[1], place))]) for plane in planes}
+    windows = {
+        channel: _window([pixels for (other, _), pixels in slices.items() if other == channel]) for channel, _ in planes
+    }
     upwards = case.record.prepared.orientation[0] == "S"
     tiles = []
     for channel, axis in planes:
         size = np.delete(sides, axis)
-        seen = np.concatenate([pixels.ravel() for (other, _), pixels in slices.items() if other == channel])
-        tile = _greys(_resized(slices[channel, axis], size), np.percentile(seen, _PERCENTILES))
+        tile = _greys(_resized(slices[channel, axis], size), windows[channel])
         if label is not None:
             values = np.asarray(label[(0, *_across(axis, place))])
             _draw_contours(tile, values[_nearest(values.shape, size)])
@@ -111,6 +113,12 @@ def _resized(plane: Array, size: Array) -> Array:
             plane = np.add.reduceat(plane, starts, axis=axis) / np.expand_dims(counts, 1 - axis)
     picture: Array = plane[_nearest(plane.shape, size)]
     return picture
+
+
+def _window(slices: list[Array]) -> Array:
+    """Return the values that become black and white."""
+    window: Array = np.percentile(np.concatenate([pixels.ravel() for pixels in slices]), _PERCENTILES)
+    return window
 
 
 def _greys(pixels: Array, window: Array) -> Array:
