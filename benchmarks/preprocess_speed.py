@@ -156,15 +156,10 @@ def print_table(title: str, costs: dict[str, Cost], goal: Goal | None = None) ->
 
 def print_profile(task: str | Path, raw: Path, scratch: Path) -> None:
     """Print where the CPU time of ``medi3d preprocess`` goes."""
-    code = (
-        "import cProfile, pstats, time; profile = cProfile.Profile(time.process_time)\n"
-        "def work():\n    from medi3d.cli.main import run\n    run()\n"
-        "try:\n    profile.runcall(work)\nexcept SystemExit:\n    pass\n"
-        "pstats.Stats(profile).sort_stats('tottime').print_stats(25)"
-    )
+    script = Path(__file__).with_name("where_time_goes.py")
     store = fresh(scratch / "profiled")
-    options = ["preprocess", "--task", task, "--data", raw, "--output", store, "--workers", "1"]
-    subprocess.run([sys.executable, "-c", code, *map(str, options)], check=True, env={**os.environ, **ONE_THREAD})
+    command = [sys.executable, script, "preprocess", "--task", task, "--data", raw, "--output", store, "--workers", "1"]
+    subprocess.run([*map(str, command)], check=True, env={**os.environ, **ONE_THREAD})
 
 
 def parse_options() -> argparse.Namespace:
