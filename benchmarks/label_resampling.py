@@ -20,9 +20,9 @@ import numpy as np
 from scipy.ndimage import label as find_components
 
 from medi3d import io
-from medi3d.preprocess.labels import LabelResampler
 from medi3d.preprocess.orient import reorient
-from medi3d.preprocess.resample import isotropic_grid
+from medi3d.preprocess.resampling.labels import LabelResampler
+from medi3d.preprocess.resampling.resample import isotropic_grid
 from medi3d.volume import Grid, LabelMap
 
 METHODS: dict[str, dict[str, object]] = {

@@ -26,7 +26,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Spacing, SpatialResample
 
 from medi3d import io
-from medi3d.preprocess.resample import ImageResampler, isotropic_grid
+from medi3d.preprocess.resampling.resample import ImageResampler, isotropic_grid
 from medi3d.volume import Grid, Volume
 
 Voxels = npt.NDArray[np.float32]

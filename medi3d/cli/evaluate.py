@@ -14,8 +14,8 @@ from rich.table import Table
 from medi3d.config import DataConfig, EvaluateConfig, TaskConfig, load_task
 from medi3d.errors import ConfigError
 from medi3d.evaluate import METRIC_TITLES, Evaluation, evaluate_classification, evaluate_segmentation, find_labels
-from medi3d.preprocess.raw_case import CaseProblem, RawCase
-from medi3d.preprocess.sources import list_raw_cases
+from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase
+from medi3d.preprocess.cases.sources import list_raw_cases
 
 
 def evaluate(

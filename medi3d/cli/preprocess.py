@@ -19,7 +19,7 @@ from medi3d.config import list_tasks, load_task
 from medi3d.errors import ConfigError, InputError
 from medi3d.io import PreparedStore
 from medi3d.preprocess import prepare_dataset
-from medi3d.preprocess.budget import parse_bytes
+from medi3d.preprocess.scheduling.budget import parse_bytes
 from medi3d.report.quality import write_quality
 
 _REFRESH_SECONDS = 0.1

@@ -13,11 +13,11 @@ from medi3d.errors import InputError, Medi3dError
 from medi3d.infer.predictor import Predictor
 from medi3d.io import atomic, case_name, image_files, read_label_map, write_label_map
 from medi3d.io.files import is_image
+from medi3d.preprocess.cases.layouts import group_channels, set_doubles_apart
+from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase, RawCases
+from medi3d.preprocess.cases.reading import read_image
+from medi3d.preprocess.cases.sources import find_raw_cases
 from medi3d.preprocess.crop import mask_center_mm
-from medi3d.preprocess.layouts import group_channels, set_doubles_apart
-from medi3d.preprocess.raw_case import CaseProblem, RawCase, RawCases
-from medi3d.preprocess.reading import read_image
-from medi3d.preprocess.sources import find_raw_cases
 from medi3d.types import FloatTriple
 from medi3d.volume import Volume
 

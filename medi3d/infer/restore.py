@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from medi3d.io.record import Record
-from medi3d.preprocess.resample import ImageResampler
+from medi3d.preprocess.resampling.resample import ImageResampler
 from medi3d.volume import LabelMap
 
 _PLANES = 32

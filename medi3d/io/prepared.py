@@ -166,12 +166,12 @@ class PreparedStore:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Statistics of the raw data, see :mod:`medi3d.preprocess.fingerprint`."""
+        """Statistics of the raw data, see :mod:`medi3d.preprocess.quality.fingerprint`."""
         return _read_json(self.folder / _FINGERPRINT)
 
     @property
     def quality(self) -> dict[str, Any]:
-        """Which cases stand out, and why, see :mod:`medi3d.preprocess.quality`."""
+        """Which cases stand out, and why, see :mod:`medi3d.preprocess.quality.findings`."""
         return _read_json(self.folder / _QUALITY)
 
     def cases(self) -> list[PreparedCase]:

@@ -5,14 +5,14 @@ native and its prepared grid.
 """
 
 from medi3d.io.record import Record
+from medi3d.preprocess.cases.layouts import describe_expected, group_channels
+from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase
+from medi3d.preprocess.cases.reading import read_image
+from medi3d.preprocess.cases.sources import find_raw_cases, list_raw_cases
 from medi3d.preprocess.dataset import Summary, prepare_dataset
-from medi3d.preprocess.layouts import describe_expected, group_channels
 from medi3d.preprocess.orient import reorient
 from medi3d.preprocess.pipeline import prepare_case, prepare_image
-from medi3d.preprocess.raw_case import CaseProblem, RawCase
-from medi3d.preprocess.reading import read_image
-from medi3d.preprocess.resample import isotropic_grid, resample_to
-from medi3d.preprocess.sources import find_raw_cases, list_raw_cases
+from medi3d.preprocess.resampling.resample import isotropic_grid, resample_to
 
 __all__ = [
     "CaseProblem",

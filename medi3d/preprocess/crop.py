@@ -9,7 +9,7 @@ import numpy as np
 from medi3d.config import PreprocessConfig, Spacing
 from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess.foreground import find_background
-from medi3d.preprocess.resample import centered_grid, isotropic_grid, nearest_rotation
+from medi3d.preprocess.resampling.resample import centered_grid, isotropic_grid, nearest_rotation
 from medi3d.registry import Registry
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume

@@ -17,14 +17,14 @@ from typing import Any
 from medi3d._version import __version__
 from medi3d.config import TaskConfig, dump_task
 from medi3d.io import prepared
-from medi3d.preprocess.budget import Budget
-from medi3d.preprocess.executors import Cluster, Piece, Pool, Processes, run_all
-from medi3d.preprocess.fingerprint import join_fingerprint
-from medi3d.preprocess.jobs import Job, Outcome, prepare_one, settings_hash
+from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase
+from medi3d.preprocess.cases.sources import find_raw_cases
 from medi3d.preprocess.pipeline import estimate_bytes
-from medi3d.preprocess.quality import assess
-from medi3d.preprocess.raw_case import CaseProblem, RawCase
-from medi3d.preprocess.sources import find_raw_cases
+from medi3d.preprocess.quality.findings import assess
+from medi3d.preprocess.quality.fingerprint import join_fingerprint
+from medi3d.preprocess.scheduling.budget import Budget
+from medi3d.preprocess.scheduling.executors import Cluster, Piece, Pool, Processes, run_all
+from medi3d.preprocess.scheduling.jobs import Job, Outcome, prepare_one, settings_hash
 from medi3d.preprocess.survey import CaseSurvey, resolve
 from medi3d.types import PathLike
 

@@ -20,14 +20,14 @@ from medi3d.errors import InputError
 from medi3d.io.prepared import SLAB_PLANES, Slabs
 from medi3d.io.record import Record
 from medi3d.preprocess.bias import correct_bias
+from medi3d.preprocess.cases.raw_case import RawCase
+from medi3d.preprocess.cases.reading import read_cube_center, read_image, read_label
 from medi3d.preprocess.crop import CROPS, prepared_spacing
-from medi3d.preprocess.fingerprint import CountedLabels, measure_case
 from medi3d.preprocess.intensity import NORMALIZATIONS, IntensityMap
-from medi3d.preprocess.labels import LabelResampler
 from medi3d.preprocess.orient import prepared_orientation, reorient
-from medi3d.preprocess.raw_case import RawCase
-from medi3d.preprocess.reading import read_cube_center, read_image, read_label
-from medi3d.preprocess.resample import ImageResampler
+from medi3d.preprocess.quality.fingerprint import CountedLabels, measure_case
+from medi3d.preprocess.resampling.labels import LabelResampler
+from medi3d.preprocess.resampling.resample import ImageResampler
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume
 

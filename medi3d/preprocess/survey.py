@@ -16,12 +16,12 @@ from medi3d import io
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError
 from medi3d.io.raw import Header
+from medi3d.preprocess.cases.raw_case import RawCase
+from medi3d.preprocess.cases.reading import read_image, read_label
 from medi3d.preprocess.foreground import find_background, sample_voxels
 from medi3d.preprocess.intensity import DatasetIntensities
 from medi3d.preprocess.orient import prepared_orientation
-from medi3d.preprocess.raw_case import RawCase
-from medi3d.preprocess.reading import read_image, read_label
-from medi3d.preprocess.regions import spacing_along
+from medi3d.preprocess.quality.regions import spacing_along
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import CANONICAL_ORIENTATION
 

@@ -57,7 +57,7 @@ def write_quality(store: Path, *, problems: Sequence[tuple[str, str]]) -> Path:
     """Write ``quality.html`` into a finished prepared store.
 
     Args:
-        store: the store's folder; its ``quality.json`` holds the findings (see :mod:`medi3d.preprocess.quality`).
+        store: the store's folder; its ``quality.json`` holds the findings of :mod:`medi3d.preprocess.quality.findings`.
         problems: (case id, message) of the cases that could not be prepared; paths are left out of the messages.
 
     Returns:

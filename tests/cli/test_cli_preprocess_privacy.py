@@ -141,7 +141,9 @@ def test_the_console_names_the_file_to_mend(raw: Path, tmp_path: Path) -> None:
     task = tmp_path / "private.yaml"
     task.write_text(yaml.safe_dump(TASK))
     command = [str(Path(sys.executable).with_name("medi3d")), "preprocess", "--task", str(task), "--data", str(raw)]
-    answer = subprocess.run([*command, "--output", str(tmp_path / "s")], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [*command, "--output", str(tmp_path / "s")], capture_output=True, encoding="utf-8", check=False
+    )
     problem = next(line for line in answer.stdout.splitlines() if line.startswith("problem: "))
     assert f"{NEEDLE}_4.nii.gz" in problem
     assert f"{NEEDLE}-case" not in problem.split(":")[1]

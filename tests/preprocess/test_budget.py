@@ -6,8 +6,8 @@ import psutil
 import pytest
 
 from medi3d.errors import ConfigError
-from medi3d.preprocess import budget
-from medi3d.preprocess.budget import Budget, available_bytes, parse_bytes
+from medi3d.preprocess.scheduling import budget
+from medi3d.preprocess.scheduling.budget import Budget, available_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from medi3d.config import PreprocessConfig, Spacing
 from medi3d.errors import ConfigError, InputError
 from medi3d.preprocess.crop import CROPS, bounding_box, mask_center_mm, prepared_spacing
-from medi3d.preprocess.resample import ImageResampler
+from medi3d.preprocess.resampling.resample import ImageResampler
 from medi3d.volume import Grid, LabelMap, Volume
 
 AFFINE = np.array([[0.0, 0, -0.7, 5], [0, -0.9, 0, 6], [2.5, 0, 0, 7], [0, 0, 0, 1]])  # SPL

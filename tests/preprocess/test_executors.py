@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from medi3d.errors import InputError
-from medi3d.preprocess import executors
-from medi3d.preprocess.budget import Budget
-from medi3d.preprocess.executors import Cluster, Piece, Pool, Processes, run_all
+from medi3d.preprocess.scheduling import executors
+from medi3d.preprocess.scheduling.budget import Budget
+from medi3d.preprocess.scheduling.executors import Cluster, Piece, Pool, Processes, run_all
 
 PLENTY = Budget(1000, 1000)
 
@@ -115,7 +115,7 @@ def test_workers_leave_interrupts_to_the_parent_and_use_one_thread(pool: Pool | 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are not safe elsewhere")
 def test_a_fork_only_where_no_other_thread_runs() -> None:
     code = """
-from medi3d.preprocess.executors import start_method
+from medi3d.preprocess.scheduling.executors import start_method
 import sys, threading
 print(start_method())
 sys.modules["torch"] = sys
@@ -133,7 +133,7 @@ def test_workers_end_with_a_parent_that_was_killed(method: str, tmp_path: Path) 
     code = f"""
 import os, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from medi3d.preprocess import executors
+from medi3d.preprocess.scheduling import executors
 from test_executors import write_pid
 executors.start_method = lambda: {method!r}
 pool = executors.Processes(2, executors.Budget(9, 9))

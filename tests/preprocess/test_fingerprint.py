@@ -9,10 +9,10 @@ import pytest
 
 from medi3d.config import TaskConfig
 from medi3d.io.prepared import ArraySlabs, PreparedStore
-from medi3d.preprocess import regions
-from medi3d.preprocess.fingerprint import PERCENTILES, CountedLabels, join_fingerprint, measure_case
 from medi3d.preprocess.orient import reorient
-from medi3d.preprocess.regions import canonical_fractions, spacing_along
+from medi3d.preprocess.quality import regions
+from medi3d.preprocess.quality.fingerprint import PERCENTILES, CountedLabels, join_fingerprint, measure_case
+from medi3d.preprocess.quality.regions import canonical_fractions, spacing_along
 from medi3d.volume import Grid, LabelMap, Volume
 
 SHAPE = (70, 12, 15)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from medi3d import io
-from medi3d.preprocess.mapping import box_inside, map_between, smoothing_sigma
-from medi3d.preprocess.oblique import ObliqueMap
 from medi3d.preprocess.orient import reorient
-from medi3d.preprocess.resample import ImageResampler, isotropic_grid
-from medi3d.preprocess.separable import SeparableMap
+from medi3d.preprocess.resampling.mapping import box_inside, map_between, smoothing_sigma
+from medi3d.preprocess.resampling.oblique import ObliqueMap
+from medi3d.preprocess.resampling.resample import ImageResampler, isotropic_grid
+from medi3d.preprocess.resampling.separable import SeparableMap
 from medi3d.volume import Grid, Volume
 
 ORDERS = {"linear": 1, "bspline": 3}

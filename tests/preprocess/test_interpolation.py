@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from medi3d.errors import ConfigError
-from medi3d.preprocess.interpolation import axis_weights, cubic_kernel, linear_kernel, reach_of
+from medi3d.preprocess.resampling.interpolation import axis_weights, cubic_kernel, linear_kernel, reach_of
 
 ORDER = {"linear": 1, "bspline": 3, "nearest": 0}
 

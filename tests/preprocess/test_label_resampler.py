@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from medi3d.errors import InputError
-from medi3d.preprocess.labels import LabelResampler, Region, find_labels
-from medi3d.preprocess.resample import ImageResampler, isotropic_grid, resample_to
+from medi3d.preprocess.resampling.labels import LabelResampler, Region, find_labels
+from medi3d.preprocess.resampling.resample import ImageResampler, isotropic_grid, resample_to
 from medi3d.volume import Grid, LabelMap
 
 SHAPE = (13, 22, 31)

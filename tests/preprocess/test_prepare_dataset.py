@@ -15,7 +15,8 @@ from medi3d import io
 from medi3d.config import PreprocessConfig, TaskConfig, load_task
 from medi3d.errors import InputError, MissingDependencyError
 from medi3d.io import PreparedStore, prepared
-from medi3d.preprocess import executors, jobs, prepare_dataset
+from medi3d.preprocess import prepare_dataset
+from medi3d.preprocess.scheduling import executors, jobs
 from medi3d.volume import LabelMap, Volume
 
 AFFINE = np.array([[-0.8, 0, 0, 5], [0, 0.9, 0, 6], [0, 0, 2.0, 7], [0, 0, 0, 1]])[:, [2, 1, 0, 3]]

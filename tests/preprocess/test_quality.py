@@ -14,11 +14,11 @@ from medi3d import io
 from medi3d.config import TaskConfig, load_task
 from medi3d.io.prepared import PreparedCase
 from medi3d.io.record import Record
-from medi3d.preprocess.fingerprint import measure_case
 from medi3d.preprocess.orient import reorient
-from medi3d.preprocess.outliers import is_rare, robust_spread, standing_out
-from medi3d.preprocess.quality import assess
-from medi3d.preprocess.resample import isotropic_grid
+from medi3d.preprocess.quality.findings import assess
+from medi3d.preprocess.quality.fingerprint import measure_case
+from medi3d.preprocess.quality.outliers import is_rare, robust_spread, standing_out
+from medi3d.preprocess.resampling.resample import isotropic_grid
 from medi3d.volume import LabelMap, Volume
 
 V = TypeVar("V", bound=Volume)

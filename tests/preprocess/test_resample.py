@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medi3d import io
 from medi3d.preprocess.orient import reorient
-from medi3d.preprocess.resample import isotropic_grid, nearest_rotation, resample_to
+from medi3d.preprocess.resampling.resample import isotropic_grid, nearest_rotation, resample_to
 from medi3d.volume import Grid, LabelMap, Volume
 
 

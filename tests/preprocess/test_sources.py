@@ -51,7 +51,7 @@ def test_a_folder_of_other_things(tmp_path: Path, data: DataConfig, expected: st
 
 
 def test_an_unknown_layout_is_refused_by_the_registry(tmp_path: Path) -> None:
-    from medi3d.preprocess.layouts import LAYOUTS
+    from medi3d.preprocess.cases.layouts import LAYOUTS
 
     with pytest.raises(ConfigError, match="unknown layout 'mds'; did you mean 'msd'"):
         LAYOUTS["mds"]

@@ -18,7 +18,7 @@ from medi3d.config import DataConfig
 from medi3d.errors import InputError
 from medi3d.io.dicom import list_series
 from medi3d.io.files import case_name, image_files, is_image
-from medi3d.preprocess.raw_case import CaseProblem, RawCase, RawCases
+from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase, RawCases
 from medi3d.registry import Registry, unknown_name_message
 
 Layout = Callable[[Path, DataConfig, bool], RawCases]

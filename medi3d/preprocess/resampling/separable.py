@@ -13,7 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from medi3d.preprocess.interpolation import axis_weights, is_inside
+from medi3d.preprocess.resampling.interpolation import axis_weights, is_inside
 from medi3d.types import Array, FloatArray
 
 Box = tuple[slice, slice, slice]
@@ -35,7 +35,7 @@ class Axis:
     Args:
         at: ``(n,)``, the target voxels' centres as source indices.
         extent: number of source voxels.
-        interpolation: see :func:`~medi3d.preprocess.interpolation.axis_weights`.
+        interpolation: see :func:`~medi3d.preprocess.resampling.interpolation.axis_weights`.
         sigma: likewise.
         extend: likewise.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from medi3d.config import TaskConfig
 from medi3d.io.prepared import PreparedCase, Slabs
 from medi3d.preprocess.foreground import find_background, sample_voxels
-from medi3d.preprocess.regions import measure_labels
+from medi3d.preprocess.quality.regions import measure_labels
 from medi3d.types import Array
 from medi3d.volume import LabelMap, Volume
 
@@ -34,7 +34,8 @@ def measure_case(volume: Volume, label: LabelMap | None) -> dict[str, Any]:
     Returns:
         ``{"channels": [{"percentiles": [...], "mean": …, "std": …, "min": …, "max": …, "background": …, "air": …,
         "overlap": …}], "labels": {value: …}}``; ``overlap`` is the share of the smaller one of this and the first
-        channel's foreground that both cover. For ``labels`` see :func:`~medi3d.preprocess.regions.measure_labels`.
+        channel's foreground that both cover. For ``labels`` see
+        :func:`~medi3d.preprocess.quality.regions.measure_labels`.
     """
     backgrounds = [find_background(channel) for channel in volume.array]
     samples = [sample_voxels(channel, _MAX_VOXELS) for channel in volume.array]

@@ -17,9 +17,9 @@ from medi3d.errors import Medi3dError
 from medi3d.io import atomic, prepared
 from medi3d.io.files import source_files
 from medi3d.io.prepared import PreparedCase
+from medi3d.preprocess.cases.raw_case import RawCase
+from medi3d.preprocess.cases.sources import hash_patient
 from medi3d.preprocess.pipeline import open_case
-from medi3d.preprocess.raw_case import RawCase
-from medi3d.preprocess.sources import hash_patient
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from medi3d._version import __version__
 from medi3d.errors import InputError, MissingDependencyError
-from medi3d.preprocess.budget import Budget
+from medi3d.preprocess.scheduling.budget import Budget
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PRELOADED = ("__main__", "medi3d.preprocess.jobs")
+_PRELOADED = ("__main__", "medi3d.preprocess.scheduling.jobs")
 _ANSWER_SECONDS = 20
 
 

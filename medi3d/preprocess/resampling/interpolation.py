@@ -2,7 +2,7 @@
 
 Linear and cubic interpolation, the anti-aliasing Gaussian before them and what happens at the rim are all linear in the
 voxels, so one banded matrix holds them together. Along an axis on which target and source run parallel, resampling is
-the product with it (:mod:`medi3d.preprocess.separable`).
+the product with it (:mod:`medi3d.preprocess.resampling.separable`).
 
 The cubic is the interpolating B-spline of order 3: Unser 1999, "Splines: a perfect fit for signal and image
 processing", IEEE Signal Processing Magazine 16(6), whose prefilter has the impulse response ``6 z / (z² - 1) · z^|k|``

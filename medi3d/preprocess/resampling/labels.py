@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from medi3d.errors import InputError
-from medi3d.preprocess.mapping import Map, map_between
 from medi3d.preprocess.orient import align_axes
-from medi3d.preprocess.separable import Box, Read
+from medi3d.preprocess.resampling.mapping import Map, map_between
+from medi3d.preprocess.resampling.separable import Box, Read
 from medi3d.types import Array, FloatArray, IntTriple
 from medi3d.volume import Grid, LabelMap
 
@@ -284,8 +284,8 @@ def _count_values(crop: Array) -> list[tuple[int, int]]:
 
 def _extent(mask: Array) -> Box | None:
     """Return the box around the true voxels of ``(d, h, w)``, ``None`` where there are none."""
-    across = mask.any(axis=0)
-    used = [np.flatnonzero(line) for line in (mask.any(axis=(1, 2)), across.any(axis=1), across.any(axis=0))]
+    across: Array = np.any(mask, axis=0)
+    used = [np.flatnonzero(line) for line in (np.any(mask, axis=(1, 2)), across.any(axis=1), across.any(axis=0))]
     if not used[0].size:
         return None
     d, h, w = (slice(int(line[0]), int(line[-1]) + 1) for line in used)

@@ -5,8 +5,8 @@ shifts by nothing (index 0 moves instead; skimage and nnU-Net align voxel corner
 the rim are extended outwards, never filled with zeros. An axis that gets coarser is smoothed first.
 
 Everything is computed slab by slab along D, so that memory holds the native voxels as they are stored and one slab.
-Where axes run parallel it is three products with matrices (:mod:`medi3d.preprocess.separable`), otherwise SimpleITK
-(:mod:`medi3d.preprocess.oblique`); the tests hold both to SimpleITK called by hand.
+Where axes run parallel it is three products with matrices (:mod:`~medi3d.preprocess.resampling.separable`), otherwise
+SimpleITK (:mod:`~medi3d.preprocess.resampling.oblique`); the tests hold both to SimpleITK called by hand.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from medi3d.preprocess.labels import LabelResampler
-from medi3d.preprocess.mapping import map_between, pad
 from medi3d.preprocess.orient import align_axes
-from medi3d.preprocess.separable import Box
+from medi3d.preprocess.resampling.labels import LabelResampler
+from medi3d.preprocess.resampling.mapping import map_between, pad
+from medi3d.preprocess.resampling.separable import Box
 from medi3d.types import Array, FloatArray, FloatTriple
 from medi3d.volume import Affine, Grid, LabelMap, Volume
 

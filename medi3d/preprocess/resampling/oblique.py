@@ -13,8 +13,8 @@ from itertools import product
 import numpy as np
 import SimpleITK as sitk
 
-from medi3d.preprocess.interpolation import reach_of
-from medi3d.preprocess.separable import Axis, Box, Read, SeparableMap
+from medi3d.preprocess.resampling.interpolation import reach_of
+from medi3d.preprocess.resampling.separable import Axis, Box, Read, SeparableMap
 from medi3d.types import FloatArray, FloatTriple, IntTriple
 from medi3d.volume import Affine
 

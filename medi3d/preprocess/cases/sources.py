@@ -16,8 +16,8 @@ from medi3d import io
 from medi3d.config import DataConfig
 from medi3d.errors import InputError
 from medi3d.io.dicom import is_dicom
-from medi3d.preprocess.layouts import LAYOUTS, describe_expected
-from medi3d.preprocess.raw_case import CaseProblem, RawCase, RawCases
+from medi3d.preprocess.cases.layouts import LAYOUTS, describe_expected
+from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase, RawCases
 
 _SAFE_ID = re.compile(r"[^/\\\0]+")
 

@@ -12,11 +12,11 @@ from medi3d import io
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError
 from medi3d.io.scratch import spool
+from medi3d.preprocess.cases.raw_case import RawCase
 from medi3d.preprocess.crop import mask_center_mm
 from medi3d.preprocess.foreground import find_background
-from medi3d.preprocess.labels import find_labels
-from medi3d.preprocess.raw_case import RawCase
-from medi3d.preprocess.resample import resample_to
+from medi3d.preprocess.resampling.labels import find_labels
+from medi3d.preprocess.resampling.resample import resample_to
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import Grid, LabelMap, Volume
 

@@ -1,6 +1,6 @@
 """What is odd about the label maps of a data set: labels lost, exchanged, misplaced, missing, of another size.
 
-See :mod:`medi3d.preprocess.quality`, which gathers the rules.
+See :mod:`medi3d.preprocess.quality.findings`, which gathers the rules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from medi3d.config import TaskConfig
 from medi3d.io.prepared import PreparedCase
-from medi3d.preprocess.outliers import FEWEST_CASES, LIMIT, Finding, is_rare, robust_spread, standing_out
+from medi3d.preprocess.quality.outliers import FEWEST_CASES, LIMIT, Finding, is_rare, robust_spread, standing_out
 from medi3d.types import Array
 
 _FACTOR_OF_VOLUME = 3.0

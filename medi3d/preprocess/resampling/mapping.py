@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from medi3d.preprocess.interpolation import KERNELS
-from medi3d.preprocess.separable import Axis, Box, Read, SeparableMap
+from medi3d.preprocess.resampling.interpolation import KERNELS
+from medi3d.preprocess.resampling.separable import Axis, Box, Read, SeparableMap
 from medi3d.types import Array, FloatArray, FloatTriple
 from medi3d.volume import Grid
 
@@ -54,7 +54,7 @@ def map_between(source: Grid, target: Grid, *, interpolation: str, smoothing: fl
     factors = np.diagonal(to_source)[:3]
     skew = np.abs(to_source[:3, :3] - np.diag(factors)) @ middle
     if skew.max() > _PARALLEL and not source.is_close(target, tolerance=SAME_VOXELS):
-        from medi3d.preprocess.oblique import ObliqueMap  # imports SimpleITK, which parallel axes do without
+        from medi3d.preprocess.resampling.oblique import ObliqueMap  # imports SimpleITK, which parallel axes do without
 
         return ObliqueMap(to_source, source.shape, target.shape, interpolation, sigma, fill)
     center = to_source[:3, :3] @ middle + to_source[:3, 3]

@@ -1,7 +1,7 @@
 """What is odd about the cases of a data set, in words: who prepared them wants to look at these first.
 
-Rules compare each case with the set (:mod:`~medi3d.preprocess.outliers`), a few know what must hold by itself. All go
-by the statistics that lie in ``case.json``, so that no voxel is read again.
+Rules compare each case with the set (:mod:`~medi3d.preprocess.quality.outliers`), a few know what must hold by itself.
+All go by the statistics that lie in ``case.json``, so that no voxel is read again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from medi3d.config import TaskConfig
 from medi3d.io.prepared import PreparedCase
-from medi3d.preprocess.label_quality import LABEL_RULES, describe_labels
-from medi3d.preprocess.outliers import FEWEST_CASES, LIMIT, Finding, is_rare, standing_out
-from medi3d.preprocess.regions import axes_along
+from medi3d.preprocess.quality.label_quality import LABEL_RULES, describe_labels
+from medi3d.preprocess.quality.outliers import FEWEST_CASES, LIMIT, Finding, is_rare, standing_out
+from medi3d.preprocess.quality.regions import axes_along
 from medi3d.types import Array
 from medi3d.volume import CANONICAL_ORIENTATION
 

@@ -1,0 +1,1 @@
+"""What the cases look like and which of them stand out: statistics, and rules that turn them into findings."""
