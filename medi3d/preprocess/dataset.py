@@ -26,6 +26,7 @@ from medi3d.preprocess.scheduling.budget import Budget
 from medi3d.preprocess.scheduling.executors import Cluster, Piece, Pool, Processes, run_all
 from medi3d.preprocess.scheduling.jobs import Job, Outcome, prepare_one, settings_hash
 from medi3d.preprocess.survey import CaseSurvey, resolve
+from medi3d.preprocess.threads import one_thread
 from medi3d.types import PathLike
 
 Progress = Callable[[int, int], None]
@@ -115,7 +116,7 @@ def prepare_dataset(
         Job(case, task, settings, store, overwrite, spill if needs[case.case_id] > budget.case_bytes else None)
         for case in raw.cases
     ]
-    with prepared.open_for_writing(store, task_values(task)):
+    with one_thread(), prepared.open_for_writing(store, task_values(task)):
         outcomes = _prepare_all([Piece(job, needs[job.raw.case_id]) for job in jobs], pool, on_progress)
         usable = [outcome.case_id for outcome in outcomes if outcome.problem is None]
         failed = [CaseProblem(outcome.case_id, outcome.problem) for outcome in outcomes if outcome.problem is not None]

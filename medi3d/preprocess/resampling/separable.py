@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from medi3d.preprocess.resampling.interpolation import axis_weights, is_inside
+from medi3d.preprocess.threads import one_thread
 from medi3d.types import Array, FloatArray
 
 Box = tuple[slice, slice, slice]
@@ -147,7 +147,7 @@ class SeparableMap:
             ``(d, h, w)`` float32, a new array.
         """
         # kernels of small matrices also multiply the memory beside them, which raises flags and spoils nothing
-        with _blas().limit(limits=1, user_api="blas"), np.errstate(invalid="ignore", over="ignore"):
+        with one_thread(), np.errstate(invalid="ignore", over="ignore"):
             return self._filled(self._multiply(read, targets), targets)
 
     def _multiply(self, read: Read, targets: Box) -> FloatArray:
@@ -166,12 +166,6 @@ class SeparableMap:
             for number, (axis, target) in enumerate(zip(self.axes, targets, strict=True)):
                 np.moveaxis(box, number, 0)[~axis.inside[target]] = self.fill
         return box
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """The matrix libraries that are loaded: products this small are slower, and cost more, on many threads."""
-    return ThreadpoolController()
 
 
 class _Across:
