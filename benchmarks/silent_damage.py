@@ -209,15 +209,15 @@ def read_with_nnunet(python: Path, defect: Defect, pair: Pair, scratch: Path) ->
 
 
 def prepare_with_medi3d(raw: Path, scratch: Path) -> tuple[str, Path]:
-    """Run ``medi3d preprocess``; return the problem that it named, if any, and the store."""
+    """Run ``medi3d preprocess``; return the last problem that it named, if any, and the store."""
     task, store = scratch / "damage.yaml", scratch / "prepared"
     task.write_text(yaml.safe_dump(TASK), encoding="utf-8")
     options = ["--task", task, "--data", raw, "--output", store, "--workers", "1"]
     done = subprocess.run([*MEDI3D, *map(str, options)], capture_output=True, text=True)
-    problem = re.search(r"^(?:problem: [^:]*|medi3d): (.*)$", done.stdout + done.stderr, re.MULTILINE)
-    if done.returncode and not problem:
+    problems = re.findall(r"^(?:problem: [^:]*|medi3d): (.*)$", done.stdout + done.stderr, re.MULTILINE)
+    if done.returncode and not problems:
         raise RuntimeError(f"medi3d preprocess failed: {done.stdout}{done.stderr}")
-    return problem[1] if problem else "", store
+    return problems[-1] if problems else "", store
 
 
 def read_with_medi3d(defect: Defect, pair: Pair, scratch: Path) -> str:
