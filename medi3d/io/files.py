@@ -13,7 +13,7 @@ import numpy.typing as npt
 from medi3d.errors import InputError
 from medi3d.io.dicom import is_dicom, list_series, read_dicom, read_dicom_header, series_files
 from medi3d.io.metaimage import open_metaimage
-from medi3d.io.nifti import open_nifti, write_nifti
+from medi3d.io.nifti import list_nifti_files, open_nifti, write_nifti
 from medi3d.io.nrrd import open_nrrd
 from medi3d.io.raw import Header, RawImage
 from medi3d.io.streams import is_folder, open_file
@@ -38,6 +38,11 @@ FORMATS: dict[str, Callable[[Path], ImageFile]] = {
 
 _BODIES = (".img", ".img.gz")
 """Read when they are named, but listed under their headers."""
+
+_LISTERS: dict[str | None, Callable[[Path], tuple[Path, ...]]] = {
+    suffix: list_nifti_files for suffix, opener in FORMATS.items() if opener is open_nifti
+}
+"""Suffix → what tells an image's files without its header."""
 
 WRITERS: dict[str, Callable[[Volume, Path], None]] = {".nii": write_nifti, ".nii.gz": write_nifti}
 
@@ -130,9 +135,13 @@ def source_files(path: PathLike) -> list[Path]:
     """List every file whose bytes make up an image: header and data files, or the slices of a DICOM series.
 
     Raises:
-        InputError: as :func:`read_header`.
+        InputError: as :func:`read_header`, but that headers are read only where they name other files.
     """
-    return list(_open(Path(path)).files)
+    path = Path(path)
+    suffix = image_suffix(path)
+    if suffix in _LISTERS and not is_folder(path):
+        return list(_LISTERS[suffix](path))
+    return list(_open(path).files)
 
 
 def read_volume(

@@ -17,7 +17,7 @@ import numpy as np
 from medi3d.errors import InputError
 from medi3d.io import atomic
 from medi3d.io.raw import check_spacing, checked_grid, reverse_axes, scale_world
-from medi3d.io.streams import Part, Stream, describe_content, is_there, part_of
+from medi3d.io.streams import Part, Stream, describe_content, is_there, open_file, part_of
 from medi3d.io.voxels import ImageFile, Voxels
 from medi3d.types import Array
 from medi3d.volume import Affine, Grid, Volume
@@ -127,6 +127,18 @@ def open_nifti(path: Path) -> ImageFile:
     )
     grid = _grid(fields, voxels.spatial_shape, header_path)
     return ImageFile(grid, voxels, (header_path,) if is_single else (header_path, data_path))
+
+
+def list_nifti_files(path: Path) -> tuple[Path, ...]:
+    """Return the one file or the pair of files of an image; their headers are not read.
+
+    Raises:
+        InputError: a file is missing or cannot be opened, or has a twin beside it.
+    """
+    files = _find_files(path)
+    for file in set(files):
+        open_file(file).close()
+    return files[:1] if files[0] == files[1] else files
 
 
 def write_nifti(volume: Volume, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _COLOURS = (
     (220, 120, 255), (255, 150, 50), (100, 240, 220), (255, 130, 180),
 )  # fmt: skip
 _MOST_CHANNELS = 4
+_SMALL = 2**19
+"""Voxels below which the whole array is read at once, which takes less than reading slices of it."""
 _GAP = 2
 _PERCENTILES = (1.0, 99.0)
 
@@ -37,7 +40,7 @@ def draw_thumbnail(case: PreparedCase) -> bytes:
         A PNG: slices across D, H and W of the first channel, then across D of up to three others. Voxels keep their
         proportions in millimetres. Where D runs upwards, so does the picture.
     """
-    image, label = case.image(), case.label()
+    image, label = _in_memory(case.image()), _in_memory(case.label())
     place = telling_place(case)
     extent = np.multiply(case.shape, case.record.prepared.spacing_mm)
     sides = np.maximum(np.round(extent * LONGEST_SIDE / extent.max()), 1).astype(int)
@@ -91,6 +94,11 @@ def encode_png(indices: Array, palette: Array) -> bytes:
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks
     )
+
+
+def _in_memory(stored: Any) -> Any:
+    """Return a small stored array as one that is indexed at no cost, a large one as it is."""
+    return stored if stored is None or stored.size > _SMALL else stored[:]
 
 
 def _across(axis: int, place: IntTriple) -> tuple[int | slice, ...]:
