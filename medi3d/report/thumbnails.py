@@ -48,7 +48,8 @@ def draw_thumbnail(case: PreparedCase) -> bytes:
     planes += [(channel, 0) for channel in range(1, min(image.shape[0], _MOST_CHANNELS))]
     slices = {plane: np.asarray(image[(plane[0], *_across(plane[1], place))]) for plane in planes}
     windows = {
-        channel: _window([pixels for (other, _), pixels in slices.items() if other == channel]) for channel, _ in planes
+        channel: _window([pixels for (other, _), pixels in slices.items() if other == channel])
+        for channel in {channel for channel, _ in planes}
     }
     upwards = case.record.prepared.orientation[0] == "S"
     tiles = []

@@ -257,3 +257,11 @@ def test_unusable_patterns(tmp_path: Path, data: DataConfig, message: str) -> No
     touch(tmp_path, "a.nii.gz")
     with pytest.raises(InputError, match=message):
         list_raw_cases(tmp_path, data, need_label=True)
+
+
+def test_files_that_differ_in_format_only_are_one_problem_of_their_case(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/a_0000.nii", "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii", "labelsTr/a.nii")
+    touch(tmp_path, "imagesTr/b_0000.nii", "imagesTr/b_0001.nii", "labelsTr/b.nii")
+    found = find_raw_cases(tmp_path, TWO, need_label=True)
+    assert [case.case_id for case in found.cases] == ["b"]
+    assert "2 images are called 'a_0000'" in found.problems[0].message

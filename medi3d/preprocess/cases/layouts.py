@@ -32,6 +32,7 @@ _EXPECTED = {
     "patterns": "files that match {patterns}",
 }
 _FIRST_CHANNEL = "_0000"
+_CHANNEL = re.compile(r"_\d{4}$")
 
 
 def describe_expected(data: DataConfig) -> str:
@@ -111,6 +112,7 @@ def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
     labels = {case_name(path): path for path in label_files}
     images = [path for path in images if case_name(path) not in doubled]
     found = RawCases(problems=[CaseProblem(name, message) for name, message in doubled.items()])
+    named = {*doubled, *(_CHANNEL.sub("", name) for name in doubled)}
     grouped = group_channels(images, len(data.channels))
     for name, files in grouped.items():
         _add(
@@ -124,7 +126,7 @@ def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
         found.problems += [
             CaseProblem(name, f"label {path} has no image in {folder / 'imagesTr'}")
             for name, path in labels.items()
-            if name not in grouped and name not in doubled
+            if name not in grouped and name not in named
         ]
     return found
 

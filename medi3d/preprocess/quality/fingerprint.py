@@ -1,7 +1,7 @@
 """Statistics of a data set's raw cases, in native units: what a plan for the network or a report needs to know.
 
 Each case is measured once, when it is prepared, and the numbers lie in its ``case.json``; the fingerprint joins them.
-It holds no identifiers. Percentiles, means and deviations come from up to 2^20 voxels a channel (see
+It holds no identifiers. Percentiles, means and deviations come from up to 2^15 voxels a channel (see
 :func:`~medi3d.preprocess.foreground.sample_voxels`), extremes and label volumes from all.
 """
 
@@ -21,7 +21,7 @@ from medi3d.types import Array
 from medi3d.volume import LabelMap, Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
-_MAX_VOXELS = 2**20
+_MAX_VOXELS = 2**15
 
 
 def measure_case(volume: Volume, label: LabelMap | None) -> dict[str, Any]:
