@@ -204,8 +204,8 @@ class Stream:
         """
         if self._next(1):
             raise InputError(
-                f"{self._part.path}: the file goes on after the last voxel that its header tells of; it is damaged, the "
-                "header is of another image, or something was appended: fetch or write the file again"
+                f"{self._part.path}: the file goes on after the last voxel that its header tells of; it is damaged, "
+                "the header is of another image, or something was appended: fetch or write the file again"
             )
 
     def _next(self, most: int) -> bytes:
