@@ -124,6 +124,40 @@ def test_nearest_is_what_simpleitk_does(target: Grid) -> None:
     np.testing.assert_array_equal(ours[0][clear], expected[clear])
 
 
+# --- ties
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"), [((0, 0, 4, 4, 4, 4, 0, 0), (0, 4, 4, 4, 4, 4, 0)), ((7, 7, 7, 4, 4, 4), (7, 7, 4, 4, 4))]
+)
+def test_ties_go_to_the_lower_label_and_the_background_last(row: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    label = np.tile(np.array(row, "u1"), (1, 5, 5, 1))
+    between = np.eye(4)
+    between[2, 3] = 0.5
+    source, target = Grid((5, 5, len(row)), np.eye(4)), Grid((5, 5, len(row) - 1), between)
+    got = whole(LabelResampler(label, source, target, fill=0))
+    assert (got == np.array(expected)).all()
+
+
+def test_a_ball_keeps_its_volume_on_any_grid_ties_or_not() -> None:
+    d, h, w = np.ogrid[:33, :36, :35]
+    label = ((d - 16) ** 2 + (h - 17.5) ** 2 + (w - 17) ** 2 <= 10.2**2).astype("u1")[None]
+    grid, ratios = Grid((33, 36, 35), np.eye(4)), []
+    for spacing in (0.5, 2 / 3, 1.0, 1.3, 1.5, 2.0, 2.7, 3.0):
+        for shift in (0.0, 0.25, 0.5, 0.37):
+            target = isotropic_grid(grid, (spacing,) * 3)
+            affine = target.affine.copy()
+            affine[:3, 3] -= shift * spacing
+            depth, height, width = target.shape
+            moved = Grid((depth + 1, height + 1, width + 1), affine)
+            there = whole(LabelResampler(label, grid, moved, fill=0))
+            back = whole(LabelResampler(there, moved, grid, fill=0))
+            ratios += [there.sum() * spacing**3 / label.sum(), back.sum() / label.sum()]
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.015)
+    assert max(ratios) < 1.1
+    assert min(ratios) > 0.9
+
+
 # --- thin and small
 
 

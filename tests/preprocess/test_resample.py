@@ -182,10 +182,11 @@ def test_labels_never_mix(interpolation: str, spacing: tuple[float, float, float
 def test_labels_are_the_arg_max_of_their_shares() -> None:
     label = blocks()
     grid = isotropic_grid(label.grid, (1.0, 0.8, 0.8))
-    shares = [resample_to(Volume((label.array == v).astype("f4"), label.affine), grid).array for v in (0, 1, 7, 30)]
-    expected = np.array([0, 1, 7, 30])[np.argmax(np.round(np.stack(shares), 6), axis=0)]
+    values = 1, 7, 30, 0  # the first of equal shares wins: a lower label, the background last
+    shares = [resample_to(Volume((label.array == v).astype("f4"), label.affine), grid).array for v in values]
+    expected = np.array(values)[np.argmax(np.round(np.stack(shares), 5), axis=0)]
     agree = resample_to(label, grid).array == expected
-    assert agree.mean() > 0.995  # ties apart
+    assert agree.mean() > 0.995  # the nearest voxel gives thin ones, too
 
 
 def test_label_volume_is_kept() -> None:

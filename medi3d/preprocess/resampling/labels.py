@@ -1,19 +1,24 @@
 """Label maps onto other grids: the share of every label is interpolated linearly, and the largest share wins.
 
-No value appears that was not there, and ties go to the background, then to the lower label. Only the box around a label
-is looked at; the background's share is what the others leave.
+No value appears that was not there. The background loses ties, then the lower label wins. Ties are frequent, at flat
+borders between two voxels and at ratios such as 2 and 1.5, and a background that wins them takes volume: hippocampus
+there and back at 2 mm, Dice 0.876 and volume 0.863 of what it was, against 0.893 and 0.985 as it is. The nearest voxel
+as the judge of ties came to 0.885 and 0.924. The price: where all borders tie (same spacing, half a voxel off), a
+label is half a voxel larger on each side, hippocampus 1.05 times; with the background as winner it is 0.90.
 
-Linear shares keep compact structures better than the nearest voxel does, but lose thin ones: at twice the spacing a
-vessel has less than half of every voxel. So where a label has no share above 0.8 in a voxel's neighbourhood, the
-nearest voxel gives it as well; and a label that would win nowhere keeps the voxel of its largest share. Dice after a
-round trip at 1.43, 2 and 3 times the spacing, ``benchmarks/label_resampling.py``:
+Only the box around a label is looked at; the background's share is what the others leave.
+
+Linear shares keep compact structures better than the nearest voxel does, but lose thin ones: at twice the spacing 25
+of 30 vessels of one voxel vanish. So where a label has no share above 0.6 in a voxel's neighbourhood, the nearest
+voxel gives it as well; and a label that would win nowhere keeps the voxel of its largest share. Dice after a round
+trip at 1.43, 2 and 3 times the spacing, ``benchmarks/label_resampling.py``:
 
                             nearest            linear             this
-    hippocampus             0.890 0.854 0.790  0.924 0.870 0.815  0.924 0.883 0.833
-    lung nodules            0.934 0.887 0.819  0.953 0.908 0.855  0.955 0.912 0.857
-    brain tumours           0.856 0.801 0.751  0.893 0.846 0.766  0.890 0.841 0.786
-    sheets, 1 voxel thick   0.556 0.376 0.317  0.468 0     0.250  0.520 0.376 0.250
-    vessels, 2 voxels thick 0.693 0.534 0.435  0.650 0.287 0.328  0.704 0.574 0.329
+    hippocampus             0.890 0.854 0.790  0.928 0.900 0.845  0.927 0.898 0.846
+    lung nodules            0.934 0.887 0.819  0.955 0.922 0.874  0.956 0.924 0.872
+    brain tumours           0.856 0.801 0.751  0.893 0.849 0.770  0.892 0.845 0.787
+    sheets, 1 voxel thick   0.556 0.376 0.317  0.528 0.294 0.250  0.539 0.348 0.249
+    vessels, 2 voxels thick 0.693 0.534 0.435  0.665 0.549 0.328  0.674 0.551 0.325
 """
 
 from __future__ import annotations
@@ -33,8 +38,13 @@ from medi3d.volume import Grid, LabelMap
 
 SMOOTHING = 0.5
 """Labels are smoothed by this share of an image's sigma along axes that get coarser."""
-THIN = 0.8
-"""A label is thin where neither a voxel nor one of its 26 neighbours has a larger share of it."""
+THIN = 0.6
+"""A label is thin where neither a voxel nor one of its 26 neighbours has a larger share of it.
+
+Dice after a round trip at 2 mm, for a threshold of 0, 0.5, 0.6, 0.7 and 0.8: brain tumours 0.847 0.846 0.843 0.842
+0.839, lung nodules 0.846 0.846 0.845 0.843 0.840, hippocampus 0.893 throughout (0.892 at 0.8); sheets, 1 voxel thick,
+0 0.321 0.348 0.373 0.376; vessels, 2 voxels thick, 0.287 0.506 0.551 0.570 0.574. From 0.5 on no label is lost.
+"""
 _SMALL = 2**18
 """Labels whose box holds more target voxels are not looked at as a whole, to see whether they would vanish."""
 _TIE = 1e-5
@@ -209,7 +219,7 @@ class LabelResampler:
             better = score > best[here] + _TIE
             np.copyto(winner[here], value, where=better)
             np.copyto(best[here], score, where=better)
-        winner[best <= rest + _TIE] = self._rest
+        winner[best < rest - _TIE] = self._rest
         return winner
 
     def _score(self, value: int, box: Box, extent: Box) -> tuple[FloatArray, FloatArray]:
