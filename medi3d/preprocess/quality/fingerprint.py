@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medi3d.config import TaskConfig
+from medi3d.io.foreground import count_labels
 from medi3d.io.prepared import PreparedCase, Slabs
 from medi3d.preprocess.foreground import find_background, sample_voxels
 from medi3d.preprocess.quality.regions import measure_labels
@@ -82,7 +83,7 @@ class CountedLabels:
     def slab(self, start: int, stop: int) -> Array:
         """Return the planes ``start`` to ``stop``, counted."""
         slab = self._slabs.slab(start, stop)
-        counts = np.bincount(slab[slab != 0], minlength=256).tolist()
+        counts = np.sum(count_labels(slab[0]), axis=0).tolist()
         for value, values in self._labels.items():
             values["prepared_voxels"] += counts[int(value)]
         return slab

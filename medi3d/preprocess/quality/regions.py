@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from medi3d.io.foreground import count_labels
 from medi3d.preprocess.foreground import Background
 from medi3d.types import Array, FloatTriple, IntTriple
 from medi3d.volume import CANONICAL_ORIENTATION, Grid, LabelMap, Volume
@@ -66,7 +67,7 @@ def measure_labels(volume: Volume, label: LabelMap, backgrounds: Sequence[Backgr
 
 
 def _measure_block(block: Array, channels: Array, backgrounds: Sequence[Background], start: int) -> _Block:
-    counts = _count_values(block)
+    counts: Array = np.sum(count_labels(block), axis=0)
     flat = _chosen_voxels(block, counts)
     values = np.ravel(block)[flat]
     plane_d, h, w = np.unravel_index(flat, block.shape)
@@ -77,14 +78,6 @@ def _measure_block(block: Array, channels: Array, backgrounds: Sequence[Backgrou
     sampled = np.bincount(values, minlength=_VALUES)
     sums = np.stack([np.bincount(values, weights=column, minlength=_VALUES) for column in columns], axis=1)
     return _Block(counts, sums * (counts / np.maximum(sampled, 1))[:, None])
-
-
-def _count_values(block: Array) -> Array:
-    counts = np.zeros(_VALUES, dtype=np.int64)
-    for plane in block:
-        if plane.any():
-            counts += np.bincount(plane[plane != 0], minlength=_VALUES)
-    return counts
 
 
 def _chosen_voxels(block: Array, counts: Array) -> Array:
