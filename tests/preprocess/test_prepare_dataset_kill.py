@@ -93,9 +93,19 @@ def test_processes_write_the_same_bytes(raw: Path, undisturbed: dict[str, bytes]
     assert contents(tmp_path) == undisturbed
 
 
-def test_interrupted_it_says_what_is_kept(raw: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def long_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred large cases, which take seconds to prepare: all of them are links to one."""
+    folder = write_cases(tmp_path_factory.mktemp("long") / "raw", 1, (50, 90, 100))
+    for kind in ("imagesTr", "labelsTr"):
+        for number in range(1, 100):
+            (folder / f"{kind}/case_{number:02d}.nii.gz").symlink_to(folder / f"{kind}/case_00.nii.gz")
+    return folder
+
+
+def test_interrupted_it_says_what_is_kept(long_raw: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    process = start(raw, store)
+    process = start(long_raw, store)
     wait_until(lambda: (store / "cases").exists() and count_cases(store) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -106,20 +116,22 @@ def test_interrupted_it_says_what_is_kept(raw: Path, tmp_path: Path) -> None:
     assert count_cases(store) >= 2
 
 
-def test_two_at_once_do_not_disturb_each_other(raw: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_two_at_once_do_not_disturb_each_other(long_raw: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    process = start(raw, store)
+    process = start(long_raw, store)
     wait_until(lambda: (store / "cases").exists() and count_cases(store) >= 1, process)
     os.killpg(process.pid, signal.SIGSTOP)  # it shall not be ready before this process has tried
     message = rf"another run is writing here \(process {process.pid} on .*--output"
     try:
         with pytest.raises(InputError, match=message):
-            prepare_dataset(raw, TASK, store)
+            prepare_dataset(long_raw, TASK, store)
     finally:
         os.killpg(process.pid, signal.SIGCONT)
         process.communicate()
     assert process.returncode == 0
-    assert contents(store) == undisturbed
+    images = [case.image()[:] for case in PreparedStore(store).cases()]
+    assert len(images) == 100
+    assert all((image == images[0]).all() for image in images)
 
 
 def test_a_lock_that_cannot_be_had_is_told(
