@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from medi3d.errors import InputError
@@ -13,6 +14,23 @@ _MAX_FILES = 100_000
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*(e[-+]?[0-9]+)?|\.[0-9]+(e[-+]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _PATTERN = re.compile(r"(?P<before>[^%]*)%(?P<zero>0?)(?P<width>[0-9]{0,2})d(?P<after>[^%\s]*)\s+(?P<range>[-+0-9\s]+)")
+
+
+@dataclass
+class TextHeader:
+    """A text header as it is parsed.
+
+    Args:
+        path: the file that holds it.
+        fields: name → value.
+        following: lines after the field that announces a list of data files.
+        size: bytes up to the voxels.
+    """
+
+    path: Path
+    fields: dict[str, str] = field(default_factory=dict)
+    following: list[str] = field(default_factory=list)
+    size: int = 0
 
 
 def read_text(path: Path) -> bytes:

@@ -7,13 +7,12 @@ https://itk.org/Wiki/ITK/MetaIO/Documentation.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from medi3d.errors import InputError
-from medi3d.io.detached import find_data_files, lines_of, parse_floats, parse_integers, parts_of, read_text
+from medi3d.io.detached import TextHeader, find_data_files, lines_of, parse_floats, parse_integers, parts_of, read_text
 from medi3d.io.raw import check_spacing, checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import describe_content
 from medi3d.io.voxels import ImageFile, Voxels
@@ -35,13 +34,7 @@ _UNSCALED = {"ElementToIntensityFunctionSlope": 1.0, "ElementToIntensityFunction
 _UNIT_TOLERANCE = 1e-3
 
 
-@dataclass
-class _Header:
-    path: Path
-    fields: dict[str, str] = field(default_factory=dict)
-    following: list[str] = field(default_factory=list)
-    size: int = 0
-
+class _Header(TextHeader):
     def required(self, name: str) -> str:
         if name not in self.fields:
             raise InputError(f"{self.path}: damaged MetaImage header: it has no {name}; programs would guess it")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from medi3d.errors import InputError
-from medi3d.io.detached import find_data_files, lines_of, parse_floats, parse_integers, parts_of, read_text
+from medi3d.io.detached import TextHeader, find_data_files, lines_of, parse_floats, parse_integers, parts_of, read_text
 from medi3d.io.raw import checked_grid, reverse_axes, scale_world
 from medi3d.io.streams import describe_content
 from medi3d.io.voxels import ImageFile, Voxels
@@ -77,13 +76,7 @@ _VALUE_KINDS = {
 """Kinds of an axis without a direction, whose entries are taken for channels. The others are colours, tensors, ...."""
 
 
-@dataclass
-class _Header:
-    path: Path
-    fields: dict[str, str] = field(default_factory=dict)
-    following: list[str] = field(default_factory=list)
-    size: int = 0
-
+class _Header(TextHeader):
     def required(self, name: str) -> str:
         if name.replace(" ", "") not in self.fields:
             raise InputError(f"{self.path}: damaged NRRD header: it has no {name!r} field")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from volume_writing import SHAPE, itk_image, ramp
 
 from medi3d import io
 from medi3d.errors import InputError
 
-SHAPE = (3, 4, 5)  # (D, H, W)
 FIELDS = {
     "ObjectType": "Image",
     "NDims": "3",
@@ -26,24 +26,12 @@ FIELDS = {
 }
 
 
-def ramp(shape: tuple[int, ...] = SHAPE, dtype: str = "<i2") -> np.ndarray:
-    return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-
-
 def write(path: Path, changes: dict[str, str | None] | None = None, body: bytes | None = None) -> Path:
     fields = {name: value for name, value in {**FIELDS, **(changes or {})}.items() if value is not None}
     fields["ElementDataFile"] = fields.pop("ElementDataFile")
     header = "".join(f"{name} = {value}\n" for name, value in fields.items())
     path.write_bytes(header.encode() + (ramp().tobytes() if body is None else body))
     return path
-
-
-def itk_image(array: np.ndarray, vector: bool = False) -> sitk.Image:
-    image = sitk.GetImageFromArray(array, isVector=vector)
-    image.SetSpacing((0.5, 0.75, 3.0))
-    image.SetOrigin((1.0, 2.0, -3.0))
-    image.SetDirection((0.6, -0.8, 0.0, 0.8, 0.6, 0.0, 0.0, 0.0, -1.0))
-    return image
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd"])

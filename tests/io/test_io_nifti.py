@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from volume_writing import change_header
 
 from medi3d import io
 from medi3d.errors import InputError, Medi3dError
@@ -241,16 +242,6 @@ def test_a_singular_affine_names_the_file(tmp_path: Path) -> None:
 
 
 # --- voxels as stored
-
-
-def change_header(path: Path, **changes: object) -> None:
-    """Write header fields as they are, without nibabel's mending."""
-    content = path.read_bytes()
-    kind = nib.Nifti1Header if content[344:346] in (b"n+", b"ni") else nib.Nifti2Header
-    header = kind(content[: kind.sizeof_hdr], check=False)
-    for name, value in changes.items():
-        header[name] = value
-    path.write_bytes(header.binaryblock + content[kind.sizeof_hdr :])
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])

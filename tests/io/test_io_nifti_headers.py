@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from volume_writing import change_header
 
 from medi3d import io
 from medi3d.errors import InputError
@@ -28,16 +29,6 @@ def ramp(shape: tuple[int, ...] = SHAPE, dtype: str = "int16") -> np.ndarray:
 
 
 # --- headers that cannot be right, each with its own message
-
-
-def change_header(path: Path, **changes: object) -> None:
-    """Write header fields as they are, without nibabel's mending."""
-    content = path.read_bytes()
-    kind = nib.Nifti1Header if content[344:346] in (b"n+", b"ni") else nib.Nifti2Header
-    header = kind(content[: kind.sizeof_hdr], check=False)
-    for name, value in changes.items():
-        header[name] = value
-    path.write_bytes(header.binaryblock + content[kind.sizeof_hdr :])
 
 
 def pixdim(*spacing: float, mirror: float = 1.0) -> list[float]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from volume_writing import SHAPE, itk_image, ramp
 
 from medi3d import io
 from medi3d.errors import InputError
 
-SHAPE = (3, 4, 5)  # (D, H, W)
 FIELDS = {
     "type": "short",
     "dimension": "3",
@@ -26,23 +26,11 @@ FIELDS = {
 }
 
 
-def ramp(shape: tuple[int, ...] = SHAPE, dtype: str = "<i2") -> np.ndarray:
-    return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-
-
 def write(path: Path, changes: dict[str, str | None] | None = None, body: bytes | None = None, end: str = "\n") -> Path:
     fields = {name: value for name, value in {**FIELDS, **(changes or {})}.items() if value is not None}
     lines = ["NRRD0005", "# a comment", *(f"{name}: {value}" for name, value in fields.items()), "key:=value", "", ""]
     path.write_bytes(end.join(lines).encode() + (ramp().tobytes() if body is None else body))
     return path
-
-
-def itk_image(array: np.ndarray, vector: bool = False) -> sitk.Image:
-    image = sitk.GetImageFromArray(array, isVector=vector)
-    image.SetSpacing((0.5, 0.75, 3.0))
-    image.SetOrigin((1.0, 2.0, -3.0))
-    image.SetDirection((0.6, -0.8, 0.0, 0.8, 0.6, 0.0, 0.0, 0.0, -1.0))
-    return image
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".nhdr"])
