@@ -15,14 +15,14 @@ LAYERS = {
     **dict.fromkeys(("errors", "types", "registry", "volume", "config", "_version", "configs"), 0),
     **dict.fromkeys(("inflation", "io", "preprocess"), 1),
     **dict.fromkeys(("data", "models"), 2),
-    **dict.fromkeys(("train", "infer"), 3),
+    **dict.fromkeys(("train", "infer", "planning", "runs"), 3),
     **dict.fromkeys(("evaluate", "report", "export"), 4),
     "cli": 5,
 }
 """Room → layer. A room imports rooms of lower layers, and of its own layer those in :data:`SAME_LAYER`."""
 
-SAME_LAYER = {("preprocess", "io"), ("train", "infer"), ("infer", "train")}
-"""Imports within a layer that the design allows: (from, to). Validation predicts, and prediction reads checkpoints."""
+SAME_LAYER = {("preprocess", "io"), ("train", "infer"), ("train", "planning"), ("train", "runs"), ("infer", "runs")}
+"""Imports within a layer that the design allows: (from, to). Validation predicts; runs keep checkpoints for both."""
 
 FORBIDDEN = {
     ("inflation", "io"), ("inflation", "preprocess"), ("data", "models"), ("models", "data"),

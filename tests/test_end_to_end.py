@@ -16,9 +16,9 @@ from medi3d.evaluate import evaluate_classification, evaluate_segmentation
 from medi3d.infer.batch import predict_files
 from medi3d.infer.predictor import Predictor
 from medi3d.preprocess import prepare_dataset
+from medi3d.runs.checkpoint import load_checkpoint
+from medi3d.runs.folder import RunFolder
 from medi3d.train import train_task
-from medi3d.train.checkpoint import load_checkpoint
-from medi3d.train.run import RunFolder
 
 
 def for_real(task: TaskConfig, **train: object) -> TaskConfig:

@@ -63,7 +63,7 @@ def train(
             raise ConfigError(
                 "--resume goes on with the run's own configuration, fold and folder; leave other flags out"
             )
-        from medi3d.train.run import RunFolder
+        from medi3d.runs.folder import RunFolder
 
         config, run = RunFolder(resume).load_config(), resume
     else:
@@ -78,8 +78,8 @@ def train(
 
 
 def _train(config: TaskConfig, prepared: Path | None, run: Path, fold: int, device: str, resume: bool) -> None:
+    from medi3d.runs.folder import RunFolder
     from medi3d.train.loop import train_task
-    from medi3d.train.run import RunFolder
 
     own = RunFolder(run).load_prepared() if resume else PREPARED / config.name
     with _progress_bar() as bar:

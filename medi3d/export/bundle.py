@@ -9,8 +9,8 @@ import safetensors.torch
 
 from medi3d.config import dump_task
 from medi3d.errors import InputError
-from medi3d.train.checkpoint import load_checkpoint
-from medi3d.train.run import RunFolder
+from medi3d.runs.checkpoint import load_checkpoint
+from medi3d.runs.folder import RunFolder
 
 
 def export_run(run: Path, output: Path, *, checkpoint: str = "best") -> Path:

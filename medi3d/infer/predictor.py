@@ -19,8 +19,8 @@ from medi3d.io.record import Record
 from medi3d.models.build import create_model
 from medi3d.models.weights import read_weights_file
 from medi3d.preprocess.pipeline import prepare_image
-from medi3d.train.checkpoint import load_checkpoint
-from medi3d.train.run import RunFolder
+from medi3d.runs.checkpoint import load_checkpoint
+from medi3d.runs.folder import RunFolder
 from medi3d.types import Array, FloatTriple
 from medi3d.volume import LabelMap, Volume
 

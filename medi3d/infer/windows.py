@@ -45,7 +45,7 @@ def _predict_once(model: nn.Module, image: Tensor, task: TaskConfig, device: tor
         return logits
     predicted = sliding_window_inference(
         image,
-        roi_size=task.train.patch_size,
+        roi_size=task.patch_size,
         sw_batch_size=task.infer.window_batch,
         predictor=lambda window: model(window).float(),
         overlap=task.infer.overlap,

@@ -44,7 +44,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         input_scale=tuple(INPUT_SCALES[name] for name in config.normalizations),
         stages=config.model.stages,
         stem_stride=config.model.stem_stride,
-        image_size=config.train.patch_size[1:],
+        image_size=None if config.train.patch_size is None else config.train.patch_size[1:],
         plan=_depth_plan(config),
     )
     if config.kind == "classification":
@@ -58,7 +58,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
 
 
 def _depth_plan(task: TaskConfig) -> DepthPlan | str:
-    named, spacing_mm = task.model.depth_plan, task.preprocess.spacing_mm
+    named, spacing_mm = task.model.depth_plan or "symmetric", task.preprocess.spacing_mm
     if named != "anisotropic":
         return named
     if isinstance(spacing_mm, str):

@@ -25,10 +25,11 @@ from medi3d.data.splits import split_cases
 from medi3d.errors import ConfigError, InputError, Medi3dError
 from medi3d.io.prepared import PreparedCase, PreparedStore
 from medi3d.models.build import create_model
+from medi3d.planning import plan_task
 from medi3d.registry import unknown_name_message
-from medi3d.train.checkpoint import load_checkpoint, save_checkpoint
+from medi3d.runs.checkpoint import load_checkpoint, save_checkpoint
+from medi3d.runs.folder import RunFolder
 from medi3d.train.losses import create_loss
-from medi3d.train.run import RunFolder
 from medi3d.train.schedule import Pace, parse_duration, rate_factor
 from medi3d.train.validate import validate
 
@@ -105,6 +106,7 @@ def train_task(
         split = split_cases(
             list(cases.values()), folds=task.train.folds, fold=fold, seed=task.train.seed, train_cases=task.train.cases
         )
+    task = plan_task(task, store).task
     trainer = Trainer(task, folder, device=device, on_event=on_event)
     if resume:
         trainer.restore(load_checkpoint(folder.last))
@@ -129,7 +131,7 @@ class Trainer:
             cpu=device == "cpu", mixed_precision=task.train.precision, log_with="tensorboard", project_dir=folder.path
         )
         torch.manual_seed(task.train.seed)
-        self.pace = Pace(task.train.steps, parse_duration(task.train.budget) if task.train.budget else None)
+        self.pace = Pace(task.steps, parse_duration(task.train.budget) if task.train.budget else None)
         model = create_model(task)
         optimizer = _create_optimizer(model, task)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -178,18 +180,18 @@ class Trainer:
         config = self.task.train
         dataset = PatchDataset(
             cases,
-            patch_size=config.patch_size,
+            patch_size=self.task.patch_size,
             length=_ENDLESS,
             augmenter=Augmenter(config.augment),
             foreground_fraction=config.foreground_fraction,
             seed=config.seed,
         )
-        done = self.step * config.batch_size * self.accelerator.num_processes
+        done = self.step * self.task.batch_size * self.accelerator.num_processes
         loader = DataLoader(
             dataset,
-            batch_size=config.batch_size,
+            batch_size=self.task.batch_size,
             sampler=range(done, _ENDLESS),
-            num_workers=config.workers,
+            num_workers=config.workers or 0,
             drop_last=True,
             # Its own, so that starting to read leaves the state that a checkpoint has restored (dropout) as it is.
             generator=torch.Generator(),
@@ -198,7 +200,7 @@ class Trainer:
 
     def _train_step(self, batch: dict[str, Any]) -> float:
         config = self.task.train
-        rate = config.learning_rate * rate_factor(config.schedule, self.pace.progress, warmup=config.warmup)
+        rate = self.task.learning_rate * rate_factor(config.schedule, self.pace.progress, warmup=config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         truth: Tensor = batch["label" if self.task.kind == "segmentation" else "target"]
@@ -273,15 +275,15 @@ def _create_optimizer(model: nn.Module, task: TaskConfig) -> torch.optim.Optimiz
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.SGD(groups, lr=task.learning_rate, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(groups, lr=task.learning_rate)
 
 
 def _check_options(task: TaskConfig, device: str) -> None:
     """Refuse what training cannot do, before anything is written."""
     if device not in DEVICES:
         raise ConfigError(unknown_name_message("device", device, DEVICES))
-    if task.kind == "classification" and task.train.batch_size < 2:
+    if task.kind == "classification" and task.batch_size < 2:
         raise ConfigError("train.batch_size: the classifier's head normalises over the batch; give at least 2")
 
 

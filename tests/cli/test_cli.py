@@ -17,7 +17,7 @@ from medi3d._version import __version__
 from medi3d.cli import main as main_module
 from medi3d.config import list_tasks, load_task
 from medi3d.models import timm_backbones
-from medi3d.train.run import RunFolder
+from medi3d.runs.folder import RunFolder
 from medi3d.volume import LabelMap, Volume
 
 TINY = ("tiny_segmentation", "tiny_classification")

@@ -15,7 +15,7 @@ from medi3d.config import PatternsConfig, TaskConfig
 from medi3d.errors import InputError
 from medi3d.infer.batch import list_inputs, predict_files
 from medi3d.infer.predictor import Predictor
-from medi3d.train.run import RunFolder
+from medi3d.runs.folder import RunFolder
 from medi3d.volume import LabelMap, Volume
 
 

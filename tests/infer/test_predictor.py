@@ -19,7 +19,7 @@ from medi3d.infer.restore import restore_labels
 from medi3d.infer.windows import predict_logits
 from medi3d.models import create_model
 from medi3d.preprocess import prepare_image
-from medi3d.train.run import RunFolder
+from medi3d.runs.folder import RunFolder
 from medi3d.volume import Volume
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError, InputError, Medi3dError, WeightsError
 from medi3d.io.prepared import PreparedStore
+from medi3d.runs.checkpoint import load_checkpoint
+from medi3d.runs.folder import RunFolder
 from medi3d.train import loop, train_task
-from medi3d.train.checkpoint import load_checkpoint
 from medi3d.train.loop import TrainEvent, TrainResult
-from medi3d.train.run import RunFolder
 
 KINDS = ("segmentation", "classification")
 

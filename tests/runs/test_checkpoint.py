@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medi3d.errors import WeightsError
-from medi3d.train.checkpoint import load_checkpoint, save_checkpoint
+from medi3d.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_a_checkpoint_is_read_back(tmp_path: Path) -> None:

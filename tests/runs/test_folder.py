@@ -9,8 +9,8 @@ import pytest
 from medi3d.config import TaskConfig
 from medi3d.data.splits import Split
 from medi3d.errors import InputError
-from medi3d.train import run as run_module
-from medi3d.train.run import METRIC_COLUMNS, RunFolder
+from medi3d.runs import folder as run_module
+from medi3d.runs.folder import METRIC_COLUMNS, RunFolder
 
 SPLIT = Split(("a", "b"), ("c",))
 

@@ -1,0 +1,36 @@
+"""Configuration: a task is one YAML file, validated against frozen dataclasses, which are the only home of defaults."""
+
+from medi3d.config.loading import dump_task, list_tasks, load_task, parse_task, read_yaml, task_path
+from medi3d.config.schema import (
+    ColumnsConfig,
+    DataConfig,
+    EvaluateConfig,
+    InferConfig,
+    ModelConfig,
+    PatternsConfig,
+    PreprocessConfig,
+    TaskConfig,
+)
+from medi3d.config.training import PLANNED_KEYS, AugmentConfig, TrainConfig
+from medi3d.config.values import Spacing
+
+__all__ = [
+    "PLANNED_KEYS",
+    "AugmentConfig",
+    "ColumnsConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "InferConfig",
+    "ModelConfig",
+    "PatternsConfig",
+    "PreprocessConfig",
+    "Spacing",
+    "TaskConfig",
+    "TrainConfig",
+    "dump_task",
+    "list_tasks",
+    "load_task",
+    "parse_task",
+    "read_yaml",
+    "task_path",
+]
