@@ -1,6 +1,6 @@
 """Configuration: a task is one YAML file, validated against frozen dataclasses, which are the only home of defaults."""
 
-from medi3d.config.loading import dump_task, list_tasks, load_task, parse_task, read_yaml, task_path
+from medi3d.config.loading import dump_task, flatten_keys, list_tasks, load_task, parse_task, read_yaml, task_path
 from medi3d.config.schema import (
     ColumnsConfig,
     DataConfig,
@@ -28,6 +28,7 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "dump_task",
+    "flatten_keys",
     "list_tasks",
     "load_task",
     "parse_task",

@@ -6,7 +6,7 @@ An unknown key, a wrong type or a bad range fails at load, naming the file and t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -128,6 +128,37 @@ def _set_dotted(mapping: dict[str, Any], dotted: str, value: object) -> None:
         node[last] = yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError:
         raise ConfigError(f"{dotted}: {value!r} is not a YAML value") from None
+
+
+def flatten_keys(mapping: Mapping[str, object], *, where: str) -> dict[str, object]:
+    """Turn nested sections into dotted keys, as ``overrides`` of :func:`load_task` takes them.
+
+    Args:
+        mapping: sections of a task, such as ``{"train": {"steps": 100}}``.
+        where: names it in messages.
+
+    Raises:
+        ConfigError: a key that the schema does not know, or a section that is no mapping.
+
+    Examples:
+        >>> flatten_keys({"train": {"steps": 100, "augment": {"gamma": 0.2}}}, where="plan")
+        {'train.steps': 100, 'train.augment.gamma': 0.2}
+    """
+    return dict(_walk_keys(mapping, where=where))
+
+
+def _walk_keys(mapping: Mapping[str, object], *, where: str, prefix: str = "") -> Iterator[tuple[str, object]]:
+    known = _all_keys()
+    for name, value in mapping.items():
+        key = f"{prefix}{name}"
+        if key not in known:
+            raise ConfigError(f"{where}: {key}: no such key. {_nearest_key(key)}")
+        if not any(other.startswith(f"{key}.") for other in known):
+            yield key, value
+        elif isinstance(value, Mapping):
+            yield from _walk_keys(value, where=where, prefix=f"{key}.")
+        else:
+            raise ConfigError(f"{where}: {key}: expected a mapping of keys, got {value!r}")
 
 
 def _all_keys(schema: type = TaskConfig, prefix: str = "") -> list[str]:

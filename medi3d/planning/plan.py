@@ -26,14 +26,28 @@ class Plan:
         task: the task with every key of :data:`medi3d.config.PLANNED_KEYS` set.
         chosen: dotted key → chosen value; keys that the task had set are not among them.
         reasons: dotted key → why, one sentence.
+        made_for: task, data and machine, as the plan file's header has them.
     """
 
     task: TaskConfig
     chosen: dict[str, Any]
     reasons: dict[str, str]
+    made_for: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Dotted key → value of every key of :data:`medi3d.config.PLANNED_KEYS`, chosen or set by the task."""
+        return {key: _get(self.task, key) for key in PLANNED_KEYS}
 
 
-def plan_task(task: TaskConfig, store: PreparedStore) -> Plan:
+def _get(task: TaskConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(task, section), name)
+
+
+def plan_task(
+    task: TaskConfig, store: PreparedStore, *, device: str = "auto", memory_bytes: int | None = None
+) -> Plan:
     """Choose what a task leaves open."""
     chosen = {
         key: _FIXED[key] for key in PLANNED_KEYS if getattr(getattr(task, key.split(".")[0]), key.split(".")[1]) is None
@@ -44,4 +58,6 @@ def plan_task(task: TaskConfig, store: PreparedStore) -> Plan:
         )
         for name in ("model", "train")
     }
-    return Plan(replace(task, **sections), chosen, dict.fromkeys(chosen, "fixed"))
+    reasons = {key: "fixed" if key in chosen else "set by the task" for key in PLANNED_KEYS}
+    made_for = {"task": task.name, "data_fingerprint": store.fingerprint_hash}
+    return Plan(replace(task, **sections), chosen, reasons, made_for)
