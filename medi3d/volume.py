@@ -21,6 +21,9 @@ Affine = npt.NDArray[np.float64]
 CANONICAL_ORIENTATION = "SPL"
 """D runs inferior → superior, H anterior → posterior, W right → left: a slice looks as a radiologist expects it."""
 
+LABEL_COLORS = ("#ffb000", "#648fff", "#dc267f", "#43d0a0", "#fe6100", "#b58cff", "#f5f07a", "#9be0ff")
+"""One a label value from 1, told apart by colour-blind readers too; more labels begin again."""
+
 _WORLD_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 

@@ -16,13 +16,10 @@ import numpy as np
 
 from medi3d.errors import InputError
 from medi3d.types import Array, FloatArray, FloatTriple, PathLike
-from medi3d.volume import CANONICAL_ORIENTATION, LabelMap, Volume, closest_world_axes
+from medi3d.volume import CANONICAL_ORIENTATION, LABEL_COLORS, LabelMap, Volume, closest_world_axes
 
 if TYPE_CHECKING:  # Matplotlib takes half a second to import: it waits for the first figure
     from matplotlib.figure import Figure
-
-COLORS = ("#ffb000", "#648fff", "#dc267f", "#43d0a0", "#fe6100", "#b58cff", "#f5f07a", "#9be0ff")
-"""One a label, told apart by colour-blind readers too; more labels begin again."""
 
 _PLANES = (("axial", 0, "R", "L"), ("coronal", 1, "R", "L"), ("sagittal", 2, "A", "P"))
 """Title, the axis that is cut, and what lies at the left and right edge of the picture."""
@@ -214,7 +211,7 @@ def _draw_contours(axes: Any, plane: Array, labels: Mapping[int, str], *, dashed
 
 
 def _color(value: int) -> str:
-    return COLORS[(value - 1) % len(COLORS)]
+    return LABEL_COLORS[(value - 1) % len(LABEL_COLORS)]
 
 
 def _add_legend(figure: Figure, labels: Mapping[int, str], *, with_reference: bool) -> None:

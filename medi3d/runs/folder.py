@@ -25,7 +25,10 @@ from medi3d.io.prepared import PreparedStore
 
 _PACKAGES = ("medi3d", "torch", "timm", "monai", "torchio", "SimpleITK", "numpy", "accelerate")
 
-METRIC_COLUMNS = ("step", "seconds", "learning_rate", "loss", "score")
+METRIC_COLUMNS = (
+    *("step", "seconds", "learning_rate", "loss", "score"),
+    *("patches_per_second", "waiting", "memory_gb"),
+)
 
 
 class RunFolder:
