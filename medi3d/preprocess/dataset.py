@@ -120,7 +120,7 @@ def prepare_dataset(
         outcomes = _prepare_all([Piece(job, needs[job.raw.case_id]) for job in jobs], pool, on_progress)
         usable = [outcome.case_id for outcome in outcomes if outcome.problem is None]
         failed = [CaseProblem(outcome.case_id, outcome.problem) for outcome in outcomes if outcome.problem is not None]
-        _finish(store, usable, task)
+        finish_store(store, usable, task)
     return Summary(
         prepared=tuple(outcome.case_id for outcome in outcomes if outcome.is_new),
         skipped=tuple(outcome.case_id for outcome in outcomes if outcome.problem is None and not outcome.is_new),
@@ -166,7 +166,8 @@ def _prepare_all(pieces: Sequence[Piece[Job]], pool: Pool | None, on_progress: P
     return sorted(outcomes, key=lambda outcome: outcome.case_id)
 
 
-def _finish(store: Path, case_ids: Sequence[str], task: TaskConfig) -> None:
+def finish_store(store: Path, case_ids: Sequence[str], task: TaskConfig) -> None:
+    """Write what is known of a store's cases together; without any it stays unfinished."""
     cases = [prepared.read_case(prepared.case_folder(store, case_id)) for case_id in case_ids]
     if not cases:
         prepared.withdraw(store)
