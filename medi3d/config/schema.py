@@ -198,6 +198,16 @@ class TaskConfig:
         return len(self.data.regions) or self.num_classes
 
     @property
+    def region_matrix(self) -> tuple[tuple[int, ...], ...]:
+        """``(num_classes, regions)``: 1 where a region holds the label; the background, row 0, is in none.
+
+        A row is the pattern of yes and no that stands for the label.
+        """
+        return tuple(
+            tuple(int(label in region) for region in self.data.regions.values()) for label in range(self.num_classes)
+        )
+
+    @property
     def normalizations(self) -> tuple[str, ...]:
         """Normalisation of each channel."""
         return _for_each_channel(self.preprocess.normalize, self.in_channels)
