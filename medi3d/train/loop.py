@@ -203,10 +203,9 @@ class Trainer:
         rate = self.task.learning_rate * rate_factor(config.schedule, self.pace.progress, warmup=config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        truth: Tensor = batch["label" if self.task.kind == "segmentation" else "target"]
         with self.accelerator.autocast():
-            logits = self.model(batch["image"])
-        loss = self.loss(logits.float(), truth)
+            outputs = self.model(batch["image"])
+        loss = self.loss(outputs, batch, progress=self.pace.progress)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise Medi3dError(
