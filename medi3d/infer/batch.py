@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
 
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError, Medi3dError
 from medi3d.infer.predictor import Predictor
-from medi3d.io import atomic, case_name, image_files, read_label_map, write_label_map
+from medi3d.io import PreparedCase, atomic, case_name, image_files, read_label_map, write_label_map
 from medi3d.io.files import is_image
 from medi3d.preprocess.cases.layouts import group_channels, set_doubles_apart
 from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase, RawCases
 from medi3d.preprocess.cases.reading import read_image
 from medi3d.preprocess.cases.sources import find_raw_cases
 from medi3d.preprocess.crop import mask_center_mm
-from medi3d.types import FloatTriple
-from medi3d.volume import Volume
+from medi3d.types import Array, FloatTriple
+from medi3d.volume import LabelMap, Volume
 
 logger = logging.getLogger(__name__)
+
+C = TypeVar("C", RawCase, PreparedCase)
+
+OnCase = Callable[[str, int, int], None]
+"""Called with a case id, its number and the number of cases before each case."""
+
+Prediction = LabelMap | Array
+"""A label map, or one probability a class."""
 
 
 @dataclass
@@ -47,7 +59,7 @@ def predict_files(
     masks: Path | None = None,
     center_of_image: bool = False,
     out_of_fold: bool = False,
-    on_case: Callable[[str, int, int], None] | None = None,
+    on_case: OnCase | None = None,
 ) -> PredictionSummary:
     """Predict a file, a folder of files, a DICOM series, or the rows of a CSV table.
 
@@ -64,28 +76,93 @@ def predict_files(
         InputError: there is nothing to predict.
     """
     found = list_inputs(source, predictor.task, masks)
-    chosen = [predictor.holding_out(case.case_id) if out_of_fold else predictor for case in found.cases]
-    jobs = [(case, runs) for case, runs in zip(found.cases, chosen, strict=True) if runs is not None]
-    if not jobs and not found.problems:
-        raise InputError(f"{source}: nothing to predict" + (" that these runs held out" if out_of_fold else ""))
+    try:
+        return predict_cases(
+            predictor, found, output, center_of_image=center_of_image, out_of_fold=out_of_fold, on_case=on_case
+        )
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def predict_cases(
+    predictor: Predictor,
+    found: RawCases,
+    output: Path,
+    *,
+    center_of_image: bool = False,
+    out_of_fold: bool = False,
+    on_case: OnCase | None = None,
+) -> PredictionSummary:
+    """Predict raw cases, as :func:`predict_files` does.
+
+    Raises:
+        InputError: ``out_of_fold``, and these runs held none of the cases out.
+    """
+
+    def predict_case(runs: Predictor, case: RawCase) -> Prediction:
+        task = runs.task
+        volume = read_image(case.images, channels=task.in_channels, frame=case.frame, quantities=task.quantities)
+        if task.kind == "segmentation":
+            return runs.predict_labels(volume)
+        return runs.predict_classes(volume, center_mm=_center(case, volume, center_of_image, task))
+
+    problems = {problem.case_id: problem.message for problem in found.problems}
+    return _predict_all(predictor, found.cases, output, predict_case, problems, out_of_fold, on_case)
+
+
+def predict_prepared_cases(
+    predictor: Predictor,
+    cases: Sequence[PreparedCase],
+    output: Path,
+    *,
+    out_of_fold: bool = False,
+    on_case: OnCase | None = None,
+) -> PredictionSummary:
+    """Predict prepared cases, as :func:`predict_files` does; label maps lie on the prepared grid.
+
+    Raises:
+        InputError: ``out_of_fold``, and these runs held none of the cases out.
+    """
+
+    def predict_case(runs: Predictor, case: PreparedCase) -> Prediction:
+        probabilities = runs.predict_prepared(torch.from_numpy(np.asarray(case.image()[:])))
+        if runs.task.kind == "classification":
+            return probabilities.numpy()
+        return LabelMap(probabilities.argmax(0, keepdim=True).byte().numpy(), case.record.prepared.affine)
+
+    return _predict_all(predictor, cases, output, predict_case, {}, out_of_fold, on_case)
+
+
+def _predict_all(
+    predictor: Predictor,
+    cases: Sequence[C],
+    output: Path,
+    predict_case: Callable[[Predictor, C], Prediction],
+    problems: Mapping[str, str],
+    out_of_fold: bool,
+    on_case: OnCase | None,
+) -> PredictionSummary:
+    chosen = [predictor.holding_out(case.case_id) if out_of_fold else predictor for case in cases]
+    jobs = [(case, runs) for case, runs in zip(cases, chosen, strict=True) if runs is not None]
+    if not jobs and not problems:
+        raise InputError("nothing to predict" + (" that these runs held out" if out_of_fold else ""))
     output.mkdir(parents=True, exist_ok=True)
     segmentation = predictor.task.kind == "segmentation"
-    summary = PredictionSummary(output if segmentation else output / "predictions.csv")
-    summary.problems.update({problem.case_id: problem.message for problem in found.problems})
+    summary = PredictionSummary(output if segmentation else output / "predictions.csv", problems=dict(problems))
     rows: list[dict[str, object]] = []
     for number, (case, runs) in enumerate(jobs):
         if on_case is not None:
             on_case(case.case_id, number, len(jobs))
         try:
-            volume = read_image(case.images, channels=predictor.task.in_channels)
-            if segmentation:
-                write_label_map(runs.predict_labels(volume), output / f"{case.case_id}.nii.gz")
-            else:
-                rows.append(_classify(runs, case, volume, center_of_image))
+            prediction = predict_case(runs, case)
         except Medi3dError as error:
             summary.problems[case.case_id] = str(error)
+            continue
+        summary.predicted.append(case.case_id)
+        if isinstance(prediction, LabelMap):
+            write_label_map(prediction, output / f"{case.case_id}.nii.gz")
         else:
-            summary.predicted.append(case.case_id)
+            rows.append(_class_row(case.case_id, prediction, predictor.task.data.classes))
     if rows:
         _write_rows(rows, summary.output)
     return summary
@@ -124,16 +201,15 @@ def _mask_of(name: str, masks: Path | None) -> Path | None:
     return next((path for path in image_files(masks) if case_name(path) == name), None)
 
 
-def _classify(predictor: Predictor, case: RawCase, volume: Volume, center_of_image: bool) -> dict[str, object]:
-    center = _center(case, volume, center_of_image) if predictor.task.preprocess.crop == "cube" else None
-    probabilities = predictor.predict_classes(volume, center_mm=center)
-    names = predictor.task.data.classes
-    row: dict[str, object] = {"case_id": case.case_id}
-    row |= {name: round(float(value), 6) for name, value in zip(names, probabilities, strict=True)}
-    return row | {"predicted": names[int(probabilities.argmax())]}
+def _class_row(case_id: str, probabilities: Array, classes: Sequence[str]) -> dict[str, object]:
+    row: dict[str, object] = {"case_id": case_id}
+    row |= {name: round(float(value), 6) for name, value in zip(classes, probabilities, strict=True)}
+    return row | {"predicted": classes[int(probabilities.argmax())]}
 
 
-def _center(case: RawCase, volume: Volume, center_of_image: bool) -> FloatTriple:
+def _center(case: RawCase, volume: Volume, center_of_image: bool, task: TaskConfig) -> FloatTriple | None:
+    if task.preprocess.crop != "cube":
+        return None
     if center_of_image:
         x, y, z = volume.grid.index_to_world([(n - 1) / 2 for n in volume.shape])
         return float(x), float(y), float(z)

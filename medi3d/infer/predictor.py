@@ -88,6 +88,19 @@ class Predictor:
         """
         return self._probabilities(volume, center_mm)[0].numpy()
 
+    def predict_prepared(self, image: Tensor) -> Tensor:
+        """Return the mean of the runs' probabilities for an image that is prepared already.
+
+        Args:
+            image: ``(C, D, H, W)`` float32.
+
+        Returns:
+            ``(num_classes, D, H, W)`` for segmentation, ``(num_classes,)`` for classification.
+        """
+        total = sum(torch.softmax(predict_logits(member.model, image, member.task), 0) for member in self._members)
+        assert isinstance(total, Tensor)
+        return total / len(self._members)
+
     def _probabilities(self, volume: Volume, center_mm: FloatTriple | None) -> tuple[Tensor, Record]:
         if volume.num_channels != self.task.in_channels:
             raise InputError(
@@ -96,9 +109,7 @@ class Predictor:
             )
         prepared, record = prepare_image(volume, self.task, center_mm=center_mm)
         image = torch.from_numpy(np.ascontiguousarray(prepared.array))  # reorienting leaves flipped views
-        total = sum(torch.softmax(predict_logits(member.model, image, member.task), 0) for member in self._members)
-        assert isinstance(total, Tensor)
-        return total / len(self._members), record
+        return self.predict_prepared(image), record
 
 
 def load_model(task: TaskConfig, checkpoint: Path) -> nn.Module:

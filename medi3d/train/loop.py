@@ -62,6 +62,8 @@ class TrainResult:
     seconds: float
     last_score: float
     best_score: float
+    stopped: bool = False
+    """Whether a signal ended it before its schedule did; ``medi3d train --resume`` goes on."""
 
 
 def train_task(
