@@ -23,6 +23,8 @@ import torch
 
 from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import ConfigError, Medi3dError
+from medi3d.io.prepared import PreparedStore
+from medi3d.planning import Plan, plan_task, write_plan
 from medi3d.runs.checkpoint import has_checkpoint, load_checkpoint
 from medi3d.runs.folder import RunFolder
 from medi3d.runs.folds import FoldsFolder
@@ -80,6 +82,7 @@ def cross_validate(
     device: str = "auto",
     jobs: int = 1,
     on_event: OnFold = lambda fold, event: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> list[FoldOutcome]:
     """Train every fold of a task; folds that a folder holds already are skipped where they are finished, or resumed.
 
@@ -91,22 +94,30 @@ def cross_validate(
         jobs: how many folds are trained at a time. More than one are processes of their own, which share the
             processor's cores.
         on_event: called as the folds go on, in this process.
+        on_plan: called once with what was planned, for all folds alike, where the task leaves something open; it is
+            written to the folder's ``plan.yaml`` too.
 
     Returns:
         An outcome for each fold that was begun: all of them, unless a signal asked to stop.
 
     Raises:
+        InputError: no prepared cases.
         Medi3dError: the folder cannot be written.
     """
     if jobs > 1 and "RANK" in os.environ:
         raise ConfigError("--jobs: several folds at a time are for a single process; leave it out under a launcher")
     folds = FoldsFolder(folder)
+    plan = plan_task(task, PreparedStore(prepared), device=device)
+    task = plan.task
     record: dict[str, Any] = {
         "task": dump_task(task),
         "prepared": str(prepared.resolve()),
         "folds": {fold: {"state": "open"} for fold in range(task.train.folds)},
     }
     _write(folds, record)
+    if plan.chosen and is_main_process():
+        write_plan(plan, folder / "plan.yaml")
+        on_plan(plan)
     todo = [FoldJob(task, prepared, folds.fold(fold).path, fold, device) for fold in range(task.train.folds)]
     outcomes: list[FoldOutcome] = []
     with closing(_one_by_one(todo, on_event) if jobs == 1 else _side_by_side(todo, jobs, on_event)) as ended:

@@ -25,7 +25,7 @@ from medi3d.data.splits import split_cases
 from medi3d.errors import ConfigError, InputError, Medi3dError
 from medi3d.io.prepared import PreparedCase, PreparedStore
 from medi3d.models.build import create_model
-from medi3d.planning import plan_task
+from medi3d.planning import Plan, plan_task, write_plan
 from medi3d.registry import unknown_name_message
 from medi3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from medi3d.runs.folder import RunFolder
@@ -75,6 +75,7 @@ def train_task(
     device: str = "auto",
     resume: bool = False,
     on_event: Callable[[TrainEvent], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> TrainResult:
     """Train one fold of a task.
 
@@ -86,6 +87,8 @@ def train_task(
         device: ``auto`` takes a GPU where there is one; ``cpu`` stays on the processor.
         resume: go on from the run's last checkpoint.
         on_event: called after every step, in the main process.
+        on_plan: called once with what was planned, where the task leaves something open; it is written to the run's
+            ``plan.yaml`` too.
 
     Raises:
         InputError: no prepared cases, cases that do not fit the task, or a run folder that is taken.
@@ -108,13 +111,18 @@ def train_task(
         split = split_cases(
             list(cases.values()), folds=task.train.folds, fold=fold, seed=task.train.seed, train_cases=task.train.cases
         )
-    task = plan_task(task, store).task
+    plan = plan_task(task, store, device=device)
+    task = plan.task
     trainer = Trainer(task, folder, device=device, on_event=on_event)
     if resume:
         trainer.restore(load_checkpoint(folder.last))
     elif trainer.accelerator.is_main_process:
         # Nothing is written before all that was asked for is known to be there.
         folder.create(task, split, prepared=prepared, fold=fold)
+        if plan.chosen:
+            write_plan(plan, folder.path / "plan.yaml")
+            if on_plan is not None:
+                on_plan(plan)
     return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
 
 
