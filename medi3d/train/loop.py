@@ -51,6 +51,10 @@ class TrainEvent:
     loss: float
     score: float | None
     best: float | None
+    patches_per_second: float = 0.0
+    waiting: float = 0.0
+    """Share of the time in which no patch was ready."""
+    memory_gb: float = 0.0
 
 
 @dataclass(frozen=True)
