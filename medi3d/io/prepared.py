@@ -125,6 +125,18 @@ class PreparedCase:
     @cached_property
     def foreground(self) -> dict[int, Array]:
         """Label value → up to 2000 of its voxels, ``(n, 3)`` indices ``(d, h, w)``; absent labels are left out."""
+        return {value: voxels for value, voxels in self._samples.items() if value}
+
+    @property
+    def annotated_background(self) -> Array | None:
+        """Up to 2000 background voxels, ``(n, 3)``, of a case that holds the ignore label.
+
+        ``None`` where every voxel is annotated, so that any place will do, and where no background is.
+        """
+        return self._samples.get(0)
+
+    @cached_property
+    def _samples(self) -> dict[int, Array]:
         path = self.folder / _FOREGROUND
         if not path.exists():
             return {}
@@ -241,13 +253,14 @@ def stored_case_ids(store: Path) -> list[str]:
     return sorted(path.parent.name for path in (store / _CASES).glob(f"*/{_CASE}"))
 
 
-def write_case(case: PreparedCase, image: Slabs, label: Slabs | None) -> None:
+def write_case(case: PreparedCase, image: Slabs, label: Slabs | None, *, ignore_label: int | None = None) -> None:
     """Write a case to ``case.folder``, in place of an earlier version; it appears whole or not at all.
 
     Args:
         case: its description; ``case.record.prepared`` is the grid of ``image`` and ``label``.
         image: ``(C, D, H, W)``, stored as float32; asked for slabs of 64 planes, in order, each once.
         label: ``(1, D, H, W)`` with values up to 255, or ``None``; likewise.
+        ignore_label: value of voxels that nobody has annotated.
 
     Raises:
         InputError: label values do not fit uint8.
@@ -255,7 +268,7 @@ def write_case(case: PreparedCase, image: Slabs, label: Slabs | None) -> None:
     with atomic.new_folder(case.folder) as folder:
         _write_slabs(image, folder / _IMAGE, np.float32)
         if label is not None:
-            _write_label(label, folder, case.case_id)
+            _write_label(label, folder, case.case_id, ignore_label)
         values = {
             "format": FORMAT,
             "case_id": case.case_id,
@@ -347,8 +360,8 @@ def _write_slabs(
     return stored
 
 
-def _write_label(label: Slabs, folder: Path, case_id: str) -> None:
-    """Store a label map, and rows ``(value, d, h, w)`` of sampled voxels of each of its foreground values."""
+def _write_label(label: Slabs, folder: Path, case_id: str, ignore_label: int | None) -> None:
+    """Store a label map, and rows ``(value, d, h, w)`` of sampled voxels, see :func:`sample_foreground`."""
     counts: list[Array] = []
 
     def look(slab: Array) -> None:
@@ -357,7 +370,12 @@ def _write_label(label: Slabs, folder: Path, case_id: str) -> None:
         counts.extend(count_labels(slab[0].astype(np.uint8, copy=False)))
 
     stored = _write_slabs(label, folder / _LABEL, np.uint8, look=look)
-    rows = sample_foreground(counts, _slabs_of(label.shape), lambda start, stop: np.asarray(stored[0, start:stop]))
+    rows = sample_foreground(
+        counts,
+        _slabs_of(label.shape),
+        lambda start, stop: np.asarray(stored[0, start:stop]),
+        ignore_label=ignore_label,
+    )
     if len(rows):
         with atomic.name_the_disk(folder):
             np.save(folder / _FOREGROUND, rows, allow_pickle=False)

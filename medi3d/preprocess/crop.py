@@ -8,6 +8,7 @@ import numpy as np
 
 from medi3d.config import PreprocessConfig, Spacing
 from medi3d.errors import ConfigError, InputError
+from medi3d.io.foreground import is_foreground
 from medi3d.preprocess.foreground import find_background
 from medi3d.preprocess.resampling.resample import centered_grid, isotropic_grid, nearest_rotation
 from medi3d.registry import Registry
@@ -104,19 +105,20 @@ def bounding_box(planes: Iterable[Array]) -> tuple[Array, Array] | None:
     return np.array([line[0] for line in used]), np.array([line[-1] + 1 for line in used])
 
 
-def mask_center_mm(mask: LabelMap) -> FloatTriple:
-    """Return the centre of mass, RAS millimetres, of a mask's voxels above 0.
+def mask_center_mm(mask: LabelMap, *, ignore_label: int | None = None) -> FloatTriple:
+    """Return the centre of mass, RAS millimetres, of a mask's voxels above 0, those of the ignore label left out.
 
     Raises:
         InputError: the mask is empty.
     """
     moments = np.zeros(3)
     count = 0
-    for depth, plane in enumerate(mask.array[0]):
-        rows = np.count_nonzero(plane > 0, axis=1)
+    for depth, values in enumerate(mask.array[0]):
+        plane = is_foreground(values, ignore_label)
+        rows = np.count_nonzero(plane, axis=1)
         here = int(rows.sum())
         if here:
-            columns = np.count_nonzero(plane > 0, axis=0)
+            columns = np.count_nonzero(plane, axis=0)
             moments += depth * here, rows @ np.arange(rows.size), columns @ np.arange(columns.size)
             count += here
     if not count:

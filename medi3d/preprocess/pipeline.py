@@ -94,10 +94,12 @@ def open_case(raw: RawCase, task: TaskConfig, *, scratch: Path | None = None) ->
     )
     label = read_label(raw, volume.grid, task, scratch=scratch)
     image, record = lay_out(volume, task, center_mm=read_cube_center(raw, volume.grid, task))
-    statistics = measure_case(volume, label)
+    ignored = task.data.ignore_label
+    statistics = measure_case(volume, label, ignore_label=ignored)
     prepared_label = None
     if label is not None:
-        prepared_label = CountedLabels(LabelResampler(label.array, label.grid, record.prepared, fill=0), statistics)
+        resampler = LabelResampler(label.array, label.grid, record.prepared, fill=0, ignore_label=ignored)
+        prepared_label = CountedLabels(resampler, statistics)
     return Preparation(image, prepared_label, record, statistics)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from medi3d import io
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError
+from medi3d.io.foreground import is_foreground
 from medi3d.io.raw import Header
 from medi3d.preprocess.cases.raw_case import RawCase
 from medi3d.preprocess.cases.reading import read_image, read_label
@@ -112,7 +113,7 @@ def measure_foreground(raw: RawCase, task: TaskConfig) -> Array:
         voxels = [find_background(channel).select(sample_voxels(channel, _ROUGH_VOXELS)) for channel in array]
         size = min(VOXELS_A_CASE, *(channel.size for channel in voxels))
         return np.stack([channel[_spread(channel.size, size)] for channel in voxels]).astype(np.float32)
-    return array[(slice(None), *_labelled_voxels(label.array[0]))].astype(np.float32)
+    return array[(slice(None), *_labelled_voxels(label.array[0], task.data.ignore_label))].astype(np.float32)
 
 
 def join_foreground(samples: Sequence[Array]) -> tuple[DatasetIntensities, ...]:
@@ -166,16 +167,16 @@ def _spread(count: int, wanted: int) -> Array:
     return np.linspace(0, count - 1, min(wanted, count)).astype(np.int64)
 
 
-def _labelled_voxels(label: Array) -> tuple[Array, Array, Array]:
+def _labelled_voxels(label: Array, ignore_label: int | None) -> tuple[Array, Array, Array]:
     """Return the indices (d, h, w) of labelled voxels of ``(D, H, W)``, evenly spread, looking plane by plane."""
-    counts = np.array([np.count_nonzero(plane) for plane in label])
+    counts = np.array([np.count_nonzero(is_foreground(plane, ignore_label)) for plane in label])
     if not counts.any():
         raise InputError("the label map holds background only")
     ranks = _spread(int(counts.sum()), VOXELS_A_CASE)
     first = np.cumsum(counts) - counts
     plane_of = np.searchsorted(first, ranks, side="right") - 1
     flat = [
-        np.flatnonzero(label[d])[ranks[plane_of == d] - first[d]]
+        np.flatnonzero(is_foreground(label[d], ignore_label))[ranks[plane_of == d] - first[d]]
         for d in np.flatnonzero(counts)
         if (plane_of == d).any()
     ]

@@ -63,6 +63,34 @@ def test_foreground_samples_are_voxels_of_their_label(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[1].mean(axis=0), [17, 34.5, 43], atol=2)
 
 
+def test_ignored_voxels_are_not_sampled_and_annotated_background_is(tmp_path: Path) -> None:
+    case, image, label = make(tmp_path)
+    sparse = label.array.copy()
+    sparse[0, np.arange(SHAPE[0]) % 4 != 1] = 200
+    write_case(case, image, ArraySlabs(sparse), ignore_label=200)
+    again = prepared.read_case(case.folder)
+    assert set(again.foreground) == {1}  # label 3 lay in a slice that is ignored
+    background = again.annotated_background
+    assert background is not None
+    assert len(np.unique(background, axis=0)) == foreground.MAX_SAMPLES
+    assert (sparse[0][tuple(background.T)] == 0).all()
+    assert set(background[:, 0].tolist()) == set(range(1, SHAPE[0], 4))  # every annotated slice
+    write_case(case, image, ArraySlabs(sparse), ignore_label=None)
+    assert set(prepared.read_case(case.folder).foreground) == {1, 200}
+
+
+def test_background_is_sampled_only_where_voxels_are_ignored(tmp_path: Path) -> None:
+    case, image, label = make(tmp_path)
+    write_case(case, image, label, ignore_label=200)
+    assert prepared.read_case(case.folder).annotated_background is None
+    scribble = np.full_like(label.array, 200)
+    scribble[0, 12, 13, 14:20] = 1
+    write_case(case, image, ArraySlabs(scribble), ignore_label=200)
+    again = prepared.read_case(case.folder)
+    assert again.annotated_background is None
+    np.testing.assert_array_equal(again.foreground[1], [[12, 13, w] for w in range(14, 20)])
+
+
 def test_without_label(tmp_path: Path) -> None:
     case, image, label = make(tmp_path)
     write_case(case, image, None)
@@ -85,7 +113,7 @@ def test_a_killed_write_leaves_the_old_case(tmp_path: Path, monkeypatch: pytest.
     case, image, label = make(tmp_path)
     write_case(case, image, label)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepared, "sample_foreground", killed)

@@ -133,13 +133,16 @@ def list_msd(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
 
 @LAYOUTS.register("csv")
 def list_csv(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
-    """List the rows of a table; where labels are needed, rows with an empty class or label are counted, not listed."""
+    """List the rows of a table; where they are needed, rows without a label map, or without a class, are counted only.
+
+    A task with labels needs its label maps: where it names classes as well, a case without one still shows its labels.
+    """
     table = folder if folder.is_file() else folder / data.table
     columns = data.columns
     found = RawCases()
     for line, row in _read_table(table, data, need_label):
-        needed = [name for name in (columns.target, columns.label) if name and need_label]
-        if not all(row[name].strip() for name in needed):
+        needed = columns.label if data.labels else columns.target
+        if need_label and needed and not row[needed].strip():
             found.left_out += 1
             continue
         try:
@@ -188,7 +191,7 @@ def list_patterns(folder: Path, data: DataConfig, need_label: bool) -> RawCases:
 
 
 def _add(found: RawCases, case: RawCase, data: DataConfig, need_label: bool, expected_label: Path | str) -> None:
-    if need_label and not data.classes and case.label is None:
+    if need_label and data.labels and case.label is None:
         message = f"image {case.images[0]} has no label; expected {expected_label}"
         found.problems.append(CaseProblem(case.case_id, message))
     else:

@@ -75,20 +75,24 @@ def read_label(raw: RawCase, grid: Grid, task: TaskConfig, *, scratch: Path | No
         ``(1, D, H, W)`` uint8 on the image's grid, or ``None`` where the case has none.
 
     Raises:
-        InputError: it lies on another grid than the image, holds values that ``data.labels`` does not name, or is all
-            background.
+        InputError: it lies on another grid than the image, holds values that ``data.labels`` does not name, is all
+            background, or annotates nothing.
     """
     if raw.label is None:
         return None
     label = _read_mask(raw.label, grid, raw, scratch)
+    ignored = task.data.ignore_label
     known = {0, *task.data.labels}
-    present = set(find_labels(label.array[0]))
+    present = set(find_labels(label.array[0])) - {ignored}
     unknown = sorted(present - known)
     if unknown:
         raise InputError(
             f"{raw.label}: unknown label values {', '.join(map(str, unknown[:8]))}{' …' if len(unknown) > 8 else ''}; "
             f"data.labels knows {', '.join(map(str, sorted(known)))}"
+            + (f", data.ignore_label is {ignored}" if ignored is not None else "")
         )
+    if not present:
+        raise InputError(f"{raw.label}: every voxel holds data.ignore_label ({ignored}), so it annotates nothing")
     if present == {0} and not task.data.allow_empty_labels:
         raise InputError(
             f"{raw.label}: the label map is all background; leave the case out, or set data.allow_empty_labels if that "
@@ -103,7 +107,9 @@ def read_cube_center(raw: RawCase, grid: Grid, task: TaskConfig) -> FloatTriple 
     if task.preprocess.crop != "cube" or path is None:
         return None
     try:
-        return mask_center_mm(_read_mask(path, grid, raw, None))
+        return mask_center_mm(
+            _read_mask(path, grid, raw, None), ignore_label=None if raw.center else task.data.ignore_label
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -25,18 +25,20 @@ PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 _MAX_VOXELS = 2**15
 
 
-def measure_case(volume: Volume, label: LabelMap | None) -> dict[str, Any]:
+def measure_case(volume: Volume, label: LabelMap | None, *, ignore_label: int | None = None) -> dict[str, Any]:
     """Measure a raw case: the intensities of each channel's foreground, and its labels.
 
     Args:
         volume: native intensities ``(C, D, H, W)`` of the stored type; they may be a memory map.
         label: its label map, if it has one.
+        ignore_label: value of voxels that nobody has annotated.
 
     Returns:
         ``{"channels": [{"percentiles": [...], "mean": …, "std": …, "min": …, "max": …, "background": …, "air": …,
         "overlap": …}], "labels": {value: …}}``; ``overlap`` is the share of the smaller one of this and the first
         channel's foreground that both cover. For ``labels`` see
-        :func:`~medi3d.preprocess.quality.regions.measure_labels`.
+        :func:`~medi3d.preprocess.quality.regions.measure_labels`. Where the task has an ignore label, ``annotated`` is
+        the share of the voxels that bear another one.
     """
     backgrounds = [find_background(channel) for channel in volume.array]
     samples = [sample_voxels(channel, _MAX_VOXELS) for channel in volume.array]
@@ -52,8 +54,13 @@ def measure_case(volume: Volume, label: LabelMap | None) -> dict[str, Any]:
         }
         for channel, voxels, mask, background in zip(volume.array, samples, masks, backgrounds, strict=True)
     ]
-    labels = {} if label is None else measure_labels(volume, label, backgrounds)
-    return {"channels": channels, "labels": labels}
+    if label is None:
+        return {"channels": channels, "labels": {}}
+    labels = measure_labels(volume, label, backgrounds, ignore_label=ignore_label)
+    measured: dict[str, Any] = {"channels": channels, "labels": labels}
+    if ignore_label is not None:
+        measured["annotated"] = float(np.mean([np.mean(plane != ignore_label) for plane in label.array[0]]))
+    return measured
 
 
 class CountedLabels:

@@ -1,5 +1,8 @@
 """What is odd about the label maps of a data set: labels lost, exchanged, misplaced, missing, of another size.
 
+Whether labels are missing, exchanged or of an odd size is asked of cases that are annotated throughout: of the others it
+is not known how far their labels reach.
+
 See :mod:`medi3d.preprocess.quality.findings`, which gathers the rules.
 """
 
@@ -61,7 +64,7 @@ def check_background(cases: Sequence[PreparedCase], task: TaskConfig) -> Iterato
 
 def check_missing(cases: Sequence[PreparedCase], task: TaskConfig) -> Iterator[Finding]:
     """Name cases without a label that nine tenths of the others have."""
-    labelled = [case for case in cases if case.statistics["labels"]]
+    labelled = [case for case in _annotated_throughout(cases) if case.statistics["labels"]]
     for value, name in task.data.labels.items():
         missing = [str(value) not in case.statistics["labels"] for case in labelled]
         for index in np.flatnonzero(missing).tolist() if is_rare(missing, _MISSING_SHARE) else ():
@@ -71,6 +74,7 @@ def check_missing(cases: Sequence[PreparedCase], task: TaskConfig) -> Iterator[F
 
 def check_volumes(cases: Sequence[PreparedCase], task: TaskConfig) -> Iterator[Finding]:
     """Name labels whose volume is another one by a factor of 3 and more."""
+    cases = _annotated_throughout(cases)
     for value, name in task.data.labels.items():
         volumes = np.array([case.statistics["labels"].get(str(value), {}).get("volume_ml", np.nan) for case in cases])
         odd = standing_out(np.log(volumes), np.log(_FACTOR_OF_VOLUME) / LIMIT)
@@ -89,7 +93,9 @@ def check_border(cases: Sequence[PreparedCase], task: TaskConfig) -> Iterator[Fi
 
 def describe_labels(cases: Sequence[PreparedCase], task: TaskConfig) -> list[str]:
     """Say what holds for a good part of the set, so that it is no finding about one case."""
-    return [
+    shares = [case.statistics["annotated"] for case in cases if case.statistics.get("annotated", 1.0) < 1.0]
+    partly = f"{len(shares)} of {len(cases)} cases are annotated in part, {np.mean(shares or 1.0):.0%} of their voxels"
+    return [partly] * bool(shares) + [
         f"label {name} touches the rim of the field of view in {np.count_nonzero(touching)} of {len(cases)} cases"
         for name, touching in _touching(cases, task).items()
         if touching.any() and not is_rare(touching)
@@ -116,7 +122,7 @@ class _Looks:
 
 def check_exchanged(cases: Sequence[PreparedCase], task: TaskConfig) -> Iterator[Finding]:
     """Name cases in which exchanging two labels makes their volumes, places and intensities fit the set much better."""
-    names = list(task.data.labels.values())
+    names, cases = list(task.data.labels.values()), _annotated_throughout(cases)
     looks = _looks(cases, task)
     if looks is None:
         return
@@ -169,6 +175,11 @@ def _features(labels: Sequence[dict[str, Any]], case: PreparedCase) -> Array:
     means = np.array([values["means"] for values in labels])
     scaled = (means - percentiles[:, 2]) / np.maximum(percentiles[:, 3] - percentiles[:, 1], 1e-30)
     return np.column_stack([np.log(volumes), places, scaled])
+
+
+def _annotated_throughout(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
+    """Return the cases without ignored voxels; only tasks with an ignore label have others."""
+    return [case for case in cases if case.statistics.get("annotated", 1.0) == 1.0]
 
 
 def _labels_of(case: PreparedCase, task: TaskConfig) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medi3d.io.foreground import count_labels
+from medi3d.io.foreground import count_labels, is_foreground
 from medi3d.preprocess.foreground import Background
 from medi3d.types import Array, FloatTriple, IntTriple
 from medi3d.volume import CANONICAL_ORIENTATION, Grid, LabelMap, Volume
@@ -38,13 +38,16 @@ class _Block:
     sums: Array
 
 
-def measure_labels(volume: Volume, label: LabelMap, backgrounds: Sequence[Background]) -> dict[str, dict[str, Any]]:
+def measure_labels(
+    volume: Volume, label: LabelMap, backgrounds: Sequence[Background], *, ignore_label: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Measure each label of a raw case.
 
     Args:
         volume: native intensities ``(C, D, H, W)``.
         label: values from 0 to 255 on the same voxels.
         backgrounds: of each channel.
+        ignore_label: value of voxels that nobody has annotated; it is not measured.
 
     Returns:
         Label value → ``voxels``, ``volume_ml``, ``center`` (0 to 1 through the field of view towards superior,
@@ -54,7 +57,7 @@ def measure_labels(volume: Volume, label: LabelMap, backgrounds: Sequence[Backgr
     """
     array = label.array[0]
     blocks = [
-        _measure_block(array[start : start + _BLOCK_PLANES], volume.array, backgrounds, start)
+        _measure_block(array[start : start + _BLOCK_PLANES], volume.array, backgrounds, start, ignore_label)
         for start in range(0, array.shape[0], _BLOCK_PLANES)
     ]
     counts = np.sum([block.counts for block in blocks], axis=0)
@@ -66,9 +69,12 @@ def measure_labels(volume: Volume, label: LabelMap, backgrounds: Sequence[Backgr
     }
 
 
-def _measure_block(block: Array, channels: Array, backgrounds: Sequence[Background], start: int) -> _Block:
+def _measure_block(
+    block: Array, channels: Array, backgrounds: Sequence[Background], start: int, ignore_label: int | None
+) -> _Block:
     counts: Array = np.sum(count_labels(block), axis=0)
-    flat = _chosen_voxels(block, counts)
+    counts[[0, ignore_label or 0]] = 0
+    flat = _chosen_voxels(block, counts, ignore_label)
     values = np.ravel(block)[flat]
     plane_d, h, w = np.unravel_index(flat, block.shape)
     columns: list[Array] = [plane_d + start, h, w]
@@ -80,17 +86,17 @@ def _measure_block(block: Array, channels: Array, backgrounds: Sequence[Backgrou
     return _Block(counts, sums * (counts / np.maximum(sampled, 1))[:, None])
 
 
-def _chosen_voxels(block: Array, counts: Array) -> Array:
-    """Return flat indices of foreground voxels: all, or some of the frequent labels' and all of the others'."""
+def _chosen_voxels(block: Array, counts: Array, ignore_label: int | None) -> Array:
+    """Return flat indices of counted voxels: all, or some of the frequent labels' and all of the others'."""
     step = -(-int(counts.sum()) // _BLOCK_VOXELS)
     if step <= 1:
-        return np.flatnonzero(block != 0)
+        return np.flatnonzero(is_foreground(block, ignore_label))
     while math.gcd(step, block.shape[2]) > 1:  # else a dense label map is seen in a few columns only
         step += 1
     flat = np.ravel(block)
     is_rare = (counts > 0) & (counts < _RARE * step)
     spread = np.arange(0, flat.size, step)
-    spread = spread[(flat[spread] != 0) & ~is_rare[flat[spread]]]
+    spread = spread[is_foreground(flat[spread], ignore_label) & ~is_rare[flat[spread]]]
     return np.concatenate([spread, np.flatnonzero(is_rare[flat])]) if is_rare.any() else spread
 
 

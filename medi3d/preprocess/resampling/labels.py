@@ -31,8 +31,9 @@ import numpy as np
 
 from medi3d.errors import InputError
 from medi3d.preprocess.orient import align_axes
-from medi3d.preprocess.resampling.mapping import Map, map_between
-from medi3d.preprocess.resampling.separable import Box, Read
+from medi3d.preprocess.resampling.annotation import Annotation, equal_to
+from medi3d.preprocess.resampling.mapping import map_between
+from medi3d.preprocess.resampling.separable import Box
 from medi3d.types import Array, FloatArray, IntTriple
 from medi3d.volume import Grid, LabelMap
 
@@ -49,6 +50,8 @@ _SMALL = 2**18
 """Labels whose box holds more target voxels are not looked at as a whole, to see whether they would vanish."""
 _TIE = 1e-5
 """Shares that differ by less are equal: rounding decides nothing."""
+_SAVED = 2.0
+"""Score of the voxel that keeps a label from vanishing: above every share."""
 _PLANES = 32
 """Target planes that are worked on at a time; it bounds the memory."""
 _BLOCK_VOXELS = 2**19
@@ -119,6 +122,7 @@ class LabelResampler:
         dtype: type of the slabs; ``None`` keeps the array's.
         smoothing: share of an image's anti-aliasing along axes that get coarser, 0 to 1.
         thin: share below which a label is thin, so that the nearest voxel gives it, too; 0 leaves it to linear shares.
+        ignore_label: value of voxels that nobody has annotated, see :mod:`~medi3d.preprocess.resampling.annotation`.
 
     Raises:
         InputError: a value does not fit ``dtype``.
@@ -143,6 +147,7 @@ class LabelResampler:
         dtype: Any = None,
         smoothing: float = SMOOTHING,
         thin: float = THIN,
+        ignore_label: int | None = None,
     ) -> None:
         aligned = align_axes(LabelMap(array, source.affine), target.direction)
         self._array = aligned.array[0]
@@ -155,18 +160,20 @@ class LabelResampler:
             smoothing=smoothing,
             fill=None if fill is None else 0.0,
         )
-        self._thin = thin
-        self._nearest: Map | None = None
-        if interpolation != "nearest" and thin > 0.0:
-            self._nearest = map_between(
-                aligned.grid, target, interpolation="nearest", smoothing=0.0, fill=None if fill is None else 0.0
-            )
+        self._thin = 0.0 if interpolation == "nearest" else thin
+        self._nearest = map_between(
+            aligned.grid, target, interpolation="nearest", smoothing=0.0, fill=None if fill is None else 0.0
+        )
         self._rest = 0 if fill is None else fill
         self.regions: Mapping[int, Region] = find_labels(self._array)
+        self._annotation: Annotation | None = None
+        if ignore_label is not None and ignore_label in self.regions:
+            self._annotation = Annotation(self._array, ignore_label, self._map, aligned.grid, target)
+        self._ignored = None if self._annotation is None else ignore_label
         self._check_type()
         self._saved: dict[int, IntTriple] = {}
         for value, region in self.regions.items():
-            place = None if value == self._rest else self._place_to_save(value, region)
+            place = None if value in (self._rest, self._ignored) else self._place_to_save(value, region)
             if place is not None:
                 self._saved[value] = place
 
@@ -213,6 +220,8 @@ class LabelResampler:
         winner = np.full(shape, self._rest, dtype=self.dtype)
         best, rest = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         for value, box in boxes.items():
+            if value == self._ignored:
+                continue
             here = _relative(box, around)
             share, score = self._score(value, box, extents[value])
             rest[here] -= share
@@ -220,6 +229,9 @@ class LabelResampler:
             np.copyto(winner[here], value, where=better)
             np.copyto(best[here], score, where=better)
         winner[best < rest - _TIE] = self._rest
+        if self._annotation is not None and self._ignored is not None and self._ignored in boxes:
+            box = boxes[self._ignored]
+            np.copyto(winner[_relative(box, around)], self._ignored, where=self._annotation.is_ignored(box))
         return winner
 
     def _score(self, value: int, box: Box, extent: Box) -> tuple[FloatArray, FloatArray]:
@@ -227,30 +239,34 @@ class LabelResampler:
 
         ``extent`` is where it has a share at all, in ``box`` and its neighbours.
         """
-        read = _equal_to(self._array, value)
         grown = _overlap(_grown(box), extent)
         assert grown is not None
-        shares = self._map.interpolate(read, grown)
+        shares = self._map.interpolate(equal_to(self._array, value), grown)
+        if self._annotation is not None:
+            shares = self._annotation.divide(shares, grown)
         share = shares[_relative(box, grown)]
-        if self._nearest is None:
+        if self._thin <= 0.0:
             return share, share
         thin = (share > 0.0) & (_highest_around(shares)[_relative(box, grown)] < self._thin)
         score = share.copy()
         if thin.any():
-            score[thin & (self._nearest.interpolate(read, box) > 0.5)] = 1.0
+            score[thin & (self._nearest.interpolate(equal_to(self._array, value), box) > 0.5)] = 1.0
         if value in self._saved:
             place = self._saved[value]
             if all(axis.start <= index < axis.stop for axis, index in zip(box, place, strict=True)):
-                score[tuple(index - axis.start for axis, index in zip(box, place, strict=True))] = 2.0
+                score[tuple(index - axis.start for axis, index in zip(box, place, strict=True))] = _SAVED
         return share, score
 
     def _place_to_save(self, value: int, region: Region) -> IntTriple | None:
         """Return where a small label would have its largest share, if it would win nowhere; else ``None``."""
         box = self._map.targets(region.box)
         size = int(np.prod([axis.stop - axis.start for axis in box]))
-        if self._nearest is None or not 0 < size <= _SMALL or self._map.copied(box) is not None:
+        if self._thin <= 0.0 or not 0 < size <= _SMALL or self._map.copied(box) is not None:
             return None
         share, score = self._score(value, box, box)
+        if self._annotation is not None:
+            ignored = self._annotation.is_ignored(box)
+            share[ignored] = score[ignored] = 0.0
         if (score > np.maximum(1.0 - share, 0.0) + _TIE).any() or not share.any():
             return None
         d, h, w = np.unravel_index(int(share.argmax()), share.shape)
@@ -275,10 +291,6 @@ def _highest_around(shares: FloatArray) -> FloatArray:
         np.maximum(out[1:], along[:-1], out=out[1:])
         np.maximum(out[:-1], along[1:], out=out[:-1])
     return highest
-
-
-def _equal_to(label: Array, value: int) -> Read:
-    return lambda box: (label[box] == value).view(np.uint8)
 
 
 def _count_values(crop: Array) -> list[tuple[int, int]]:

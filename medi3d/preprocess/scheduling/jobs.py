@@ -86,7 +86,9 @@ def content_hash(raw: RawCase, settings: str) -> str:
 def settings_hash(task: TaskConfig) -> str:
     """Hash the settings that a prepared case depends on, and the store's format."""
     values = dump_task(task)
-    data = {key: values["data"][key] for key in ("channels", "labels", "classes", "fourth_axis", "quantities")}
+    keys = ("channels", "labels", "ignore_label", "classes", "fourth_axis", "quantities")
+    # without an ignore label, cases are what they were before there was one
+    data = {key: values["data"][key] for key in keys if values["data"][key] is not None}
     settings = json.dumps([prepared.FORMAT, task.kind, data, values["preprocess"]], sort_keys=True)
     return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
@@ -116,7 +118,7 @@ def _prepare_and_write(job: Job) -> bool:
             content_hash=digest,
             statistics=opened.statistics,
         )
-        prepared.write_case(case, opened.image, opened.label)
+        prepared.write_case(case, opened.image, opened.label, ignore_label=job.task.data.ignore_label)
     return True
 
 
