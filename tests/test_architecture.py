@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medi3d"
 
 LAYERS = {
-    **dict.fromkeys(("errors", "types", "registry", "volume", "config", "_version", "configs"), 0),
+    **dict.fromkeys(("errors", "types", "registry", "seal", "volume", "config", "_version", "configs"), 0),
     **dict.fromkeys(("inflation", "io", "preprocess"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("train", "infer", "planning", "runs"), 3),

@@ -6,6 +6,7 @@ Small files that say what is valid are forced to the disk; a folder of arrays is
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -86,8 +87,7 @@ def name_the_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        disk = next(folder for folder in (path.resolve(), *path.resolve().parents) if os.path.ismount(folder))
-        free = shutil.disk_usage(disk).free
+        disk, free = find_disk(path)
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise Medi3dError(
             f"{path}: could not be written ({reason}); {free / 1e6:,.1f} MB are free on the disk {disk}; "
@@ -95,9 +95,46 @@ def name_the_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def find_disk(path: Path) -> tuple[Path, int]:
+    """Return the disk that ``path`` lies on, or would, and how many bytes of it are free."""
+    disk = next(folder for folder in (path.resolve(), *path.resolve().parents) if os.path.ismount(folder))
+    return disk, shutil.disk_usage(disk).free
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, so that a power cut takes back no rename that was made there."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what a disk answers that knows no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+_locks_held: set[TextIO] = set()
+
+
+def _leave_locks_to_the_parent() -> None:
+    """Close the lock files that a forked process has inherited: it would keep the lock when its parent is killed."""
+    while _locks_held:
+        _locks_held.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
+
 @contextmanager
-def lock(folder: Path) -> Iterator[bool]:
+def lock(folder: Path, *, way_out: str = "give another --output") -> Iterator[bool]:
     """Keep every other process from writing into ``folder``; the system frees the lock of a killed process.
+
+    Args:
+        folder: it must exist.
+        way_out: what the message about a lock that another process holds suggests besides waiting.
 
     Yields:
         Whether there is a lock: not every network disk knows locks, which is logged.
@@ -108,17 +145,20 @@ def lock(folder: Path) -> Iterator[bool]:
     with name_the_disk(folder):
         file = (folder / ".lock").open("a+", encoding="utf-8")
     with file:
-        locked = _take_lock(file, folder)
+        locked = _take_lock(file, folder, way_out)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+        _locks_held.add(file)
         try:
             yield locked
         finally:
-            file.truncate(0)
+            _locks_held.discard(file)
+            if not file.closed:  # as it is in a process that was forked meanwhile
+                file.truncate(0)
 
 
-def _take_lock(file: TextIO, folder: Path) -> bool:
+def _take_lock(file: TextIO, folder: Path, way_out: str) -> bool:
     try:
         import fcntl  # not there on Windows
 
@@ -127,7 +167,7 @@ def _take_lock(file: TextIO, folder: Path) -> bool:
         file.seek(0)
         holder = file.read().strip() or "just started"
         raise InputError(
-            f"{folder}: another run is writing here ({holder}); wait until it has ended, or give another --output"
+            f"{folder}: another run is writing here ({holder}); wait until it has ended, or {way_out}"
         ) from None
     except (ImportError, OSError) as error:
         logger.warning("%s: no lock to be had here (%s); do not start two runs on it at once", folder, error)

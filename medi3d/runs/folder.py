@@ -1,18 +1,17 @@
-"""The run folder: the resolved configuration, where it came from, its split, its curves.
+"""The run folder: the resolved configuration, where it came from, its split, its curves, its checkpoints.
 
 ``runs/<task>/<name>/`` holds ``config.yaml``, ``environment.json``, ``split.json``, ``metrics.csv``, ``checkpoints/``
-and the curves for TensorBoard.
+and the curves for TensorBoard. Each file is there whole or not at all, whatever ends the run; ``config.yaml``, which
+makes a folder a run, is written last.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import platform
-import subprocess
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ import yaml
 from medi3d.config import TaskConfig, dump_task, load_task, read_yaml
 from medi3d.data.splits import Split
 from medi3d.errors import InputError
-from medi3d.io.prepared import PreparedStore
+from medi3d.io import atomic
+from medi3d.runs import environment
+from medi3d.runs.checkpoint import State, has_checkpoint, load_checkpoint
+from medi3d.runs.metrics import MetricsTable
 
-_PACKAGES = ("medi3d", "torch", "timm", "monai", "torchio", "SimpleITK", "numpy", "accelerate")
-
-METRIC_COLUMNS = (
-    *("step", "seconds", "learning_rate", "loss", "score"),
-    *("patches_per_second", "waiting", "memory_gb"),
-)
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -47,6 +44,7 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.exported = path / "model.safetensors"
+        self._metrics = MetricsTable(self.metrics_file)
 
     def checkpoint(self, which: str) -> Path:
         """Return the ``best`` or ``last`` checkpoint, or the weights of an exported run, which has only one."""
@@ -61,6 +59,21 @@ class RunFolder:
         if self.config_file.exists():
             raise InputError(f"{self.path}: already holds a run; give another --name, or --resume it")
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training into this folder, and clear away what a killed one left half-written.
+
+        Raises:
+            InputError: another process is training into it.
+        """
+        with atomic.name_the_disk(self.path.parent):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with atomic.lock(self.path, way_out="give another --name") as locked:
+            if locked:
+                atomic.remove_leftovers(self.path)
+                atomic.remove_leftovers(self.last.parent)
+            yield
+
     def create(self, task: TaskConfig, split: Split, *, prepared: Path, fold: int) -> None:
         """Write what describes the run before its first step.
 
@@ -68,19 +81,34 @@ class RunFolder:
             InputError: the folder already holds a run.
         """
         self.check_free()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(yaml.safe_dump(dump_task(task), sort_keys=False), encoding="utf-8")
-        self.split_file.write_text(json.dumps({"fold": fold, **asdict(split)}, indent=1), encoding="utf-8")
-        facts = {
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "git_commit": _git_commit(),
-            "seed": task.train.seed,
-            "prepared": str(prepared.resolve()),
-            "data_fingerprint": PreparedStore(prepared).fingerprint_hash,
-        }
-        self.environment_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        with atomic.name_the_disk(self.path.parent):
+            self.path.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(self.split_file, json.dumps({"fold": fold, **asdict(split)}, indent=1).encode())
+        environment.write_environment(self.environment_file, seed=task.train.seed, prepared=prepared)
+        atomic.write_bytes(self.config_file, yaml.safe_dump(dump_task(task), sort_keys=False).encode())
+        atomic.sync_folder(self.path)
+
+    def resume(self, prepared: Path, *, write: bool = True) -> State | None:
+        """Bring the folder to where its last good checkpoint stands, and note the resumption.
+
+        Args:
+            prepared: where the prepared data lies now.
+            write: in a run of many processes all get the state, and one writes.
+
+        Returns:
+            The state to go on from; ``None`` where the run ended before its first checkpoint and starts from step 0.
+
+        Raises:
+            WeightsError: there are checkpoints, and none of them is good.
+        """
+        state = load_checkpoint(self.last) if has_checkpoint(self.last) else None
+        step = 0 if state is None else int(state["step"])
+        if write:
+            if state is None:
+                logger.warning("%s: ended before its first checkpoint; starts again from step 0", self.path)
+            self._metrics.trim(step)
+            environment.add_resumption(self.environment_file, step=step, prepared=prepared)
+        return state
 
     def load_config(self) -> TaskConfig:
         """Read the run's resolved configuration.
@@ -99,39 +127,34 @@ class RunFolder:
         content = json.loads(self.split_file.read_text(encoding="utf-8"))
         return Split(tuple(content["train"]), tuple(content["validation"]))
 
+    def load_fold(self) -> int:
+        """Read which fold the run validates on."""
+        return int(json.loads(self.split_file.read_text(encoding="utf-8"))["fold"])
+
     def load_prepared(self) -> Path:
-        """Read where the prepared data lies that the run trains on."""
-        return Path(json.loads(self.environment_file.read_text(encoding="utf-8"))["prepared"])
+        """Read where the prepared data lies that the run trains on, or did when it was last resumed."""
+        return Path(environment.latest(environment.read_environment(self.environment_file))["prepared"])
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one row to ``metrics.csv``; a column without a value stays empty."""
-        fresh = not self.metrics_file.exists()
-        with self.metrics_file.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, METRIC_COLUMNS, lineterminator="\n")
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        """Add one row to ``metrics.csv``; a column without a value stays empty, a new column is added on the right.
+
+        Raises:
+            Medi3dError: the disk is full or fails.
+        """
+        self._metrics.append(row)
 
     def trim_metrics(self, step: int) -> None:
         """Drop the rows after ``step``: those of steps that a killed run did after its last checkpoint."""
-        if self.metrics_file.exists():
-            with self.metrics_file.open(newline="", encoding="utf-8") as stream:
-                rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]
-            self.metrics_file.unlink()
-            for row in rows:
-                self.append_metrics(row)
+        self._metrics.trim(step)
 
 
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that medi3d runs from, if it does."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+def find_runs(parent: Path) -> list[RunFolder]:
+    """Return the runs that lie directly in a folder, by name.
+
+    Raises:
+        InputError: there is none.
+    """
+    runs = [RunFolder(file.parent) for file in sorted(parent.glob("*/config.yaml"))]
+    if not runs:
+        raise InputError(f"{parent}: holds no runs; give a folder of run folders, such as runs/<task>")
+    return runs

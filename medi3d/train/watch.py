@@ -62,7 +62,7 @@ class Watch:
 
         Args:
             step: steps of the optimiser so far.
-            values: column → number, see :data:`medi3d.runs.folder.METRIC_COLUMNS`.
+            values: column → number, see :data:`medi3d.runs.metrics.METRIC_COLUMNS`.
         """
         if self._accelerator.is_main_process:
             self._folder.append_metrics({"step": step, **values})
