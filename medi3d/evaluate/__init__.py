@@ -3,12 +3,13 @@
 from medi3d.evaluate.classification import evaluate_classification
 from medi3d.evaluate.metrics import SEGMENT_METRICS, dice_scores, segment_scores
 from medi3d.evaluate.probabilities import classification_statistics
-from medi3d.evaluate.result import ALL_LABELS, METRIC_TITLES, Evaluation
+from medi3d.evaluate.result import ALL_LABELS, ALL_REGIONS, METRIC_TITLES, Evaluation
 from medi3d.evaluate.segmentation import evaluate_segmentation, find_labels
 from medi3d.evaluate.statistics import Interval, bootstrap_difference, bootstrap_interval, mean_of
 
 __all__ = [
     "ALL_LABELS",
+    "ALL_REGIONS",
     "METRIC_TITLES",
     "SEGMENT_METRICS",
     "Evaluation",

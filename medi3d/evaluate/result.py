@@ -19,6 +19,9 @@ from medi3d.types import PathLike
 ALL_LABELS = "all labels"
 """The row of :attr:`Evaluation.scores` that averages a case's labels before it averages the cases."""
 
+ALL_REGIONS = "all regions"
+"""The same of a case's regions."""
+
 METRIC_TITLES: Mapping[str, str] = {
     "dice": "Dice",
     "surface_dice": "surface Dice",
@@ -40,8 +43,9 @@ class Evaluation:
 
     Args:
         kind: ``"segmentation"`` or ``"classification"``.
-        rows: of the per-case table; a segmentation has one row for each case and label.
-        scores: what is scored (a label's name, :data:`ALL_LABELS`, or a class) → metric → value with its interval.
+        rows: of the per-case table; a segmentation has one row for each case and label or region.
+        scores: what is scored (the name of a label or region, :data:`ALL_LABELS`, :data:`ALL_REGIONS`, or a class) →
+            metric → value with its interval.
         cases: how many cases were scored.
         missing: the references that have no prediction.
         unmatched: the predictions that have no reference.

@@ -7,6 +7,7 @@ holds that paper's table of areas. Each element counts by its area, so that uneq
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -20,7 +21,7 @@ from medi3d.types import Array, FloatArray, FloatTriple
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances between the surfaces of a prediction and a reference; both hold at least one element.
+    """Distances between the surfaces of a prediction and a reference, of the elements that count.
 
     Args:
         prediction_mm: ``(M,)`` distance of each element of the prediction's surface to the reference's, ascending.
@@ -35,28 +36,33 @@ class SurfaceDistances:
     reference_areas: FloatArray
 
     def dice(self, tolerance_mm: float) -> float:
-        """Return the share of both surfaces that lies within ``tolerance_mm`` of the other."""
+        """Return the share of both surfaces that lies within ``tolerance_mm`` of the other; NaN where none counts."""
         near = (
             self.prediction_areas[self.prediction_mm <= tolerance_mm].sum()
             + self.reference_areas[self.reference_mm <= tolerance_mm].sum()
         )
-        return float(near / (self.prediction_areas.sum() + self.reference_areas.sum()))
+        total = float(self.prediction_areas.sum() + self.reference_areas.sum())
+        return float(near) / total if total else math.nan
 
     def hausdorff_mm(self, percent: float = 95.0) -> float:
-        """Return the larger of the two directed distances that ``percent`` of a surface's area does not exceed."""
-        return max(
-            _weighted_percentile(self.prediction_mm, self.prediction_areas, percent),
-            _weighted_percentile(self.reference_mm, self.reference_areas, percent),
-        )
+        """Return the larger of the two directed distances that ``percent`` of a surface's area does not exceed.
+
+        NaN where no element counts.
+        """
+        sides = ((self.prediction_mm, self.prediction_areas), (self.reference_mm, self.reference_areas))
+        return max((_weighted_percentile(*side, percent) for side in sides if len(side[0])), default=math.nan)
 
 
-def measure_surface_distances(prediction: Array, reference: Array, spacing_mm: FloatTriple) -> SurfaceDistances:
+def measure_surface_distances(
+    prediction: Array, reference: Array, spacing_mm: FloatTriple, *, known: Array | None = None
+) -> SurfaceDistances:
     """Measure how far two surfaces lie apart.
 
     Args:
         prediction: ``(D, H, W)`` mask, not empty.
         reference: mask of the same shape, not empty.
         spacing_mm: of ``(D, H, W)``; the axes are taken to be at right angles.
+        known: mask of the voxels that count; elements that touch none of them are left out. ``None``: all do.
 
     Examples:
         >>> cube = np.zeros((6, 8, 8), bool)
@@ -68,11 +74,14 @@ def measure_surface_distances(prediction: Array, reference: Array, spacing_mm: F
     # A border of zeros closes the surface of a mask that touches the volume's edge.
     codes = [_neighbourhood_codes(np.pad(mask.astype(bool), 1)) for mask in (prediction, reference)]
     on_surface = [(code != 0) & (code != 255) for code in codes]
+    counted = (
+        on_surface if known is None else [mask & (_neighbourhood_codes(np.pad(known, 1)) > 0) for mask in on_surface]
+    )
     sides = []
     for own, other in ((0, 1), (1, 0)):
-        distances = distance_transform_edt(~on_surface[other], sampling=spacing_mm)[on_surface[own]]
+        distances = distance_transform_edt(~on_surface[other], sampling=spacing_mm)[counted[own]]
         order = np.argsort(distances, kind="stable")
-        sides += [distances[order], areas[codes[own][on_surface[own]]][order]]
+        sides += [distances[order], areas[codes[own][counted[own]]][order]]
     return SurfaceDistances(*sides)
 
 

@@ -64,7 +64,8 @@ def test_results_are_written(folders: tuple[Path, Path], tmp_path: Path) -> None
     content = json.loads(summary.read_text())
     assert content["cases"] == 2
     assert content["scores"]["solid"]["dice"]["value"] == pytest.approx(5 / 6)
-    assert content["settings"] == {"tolerance_mm": 1.0, "bootstrap": 100, "seed": 0, "level": 0.95}
+    settings = {"tolerance_mm": 1.0, "bootstrap": 100, "seed": 0, "level": 0.95}
+    assert content["settings"] == {**settings, "ignore_label": None, "regions": {}}
 
 
 def test_missing_and_unmatched_predictions_are_named(folders: tuple[Path, Path]) -> None:

@@ -1,7 +1,7 @@
 """What is odd about the label maps of a data set: labels lost, exchanged, misplaced, missing, of another size.
 
-Whether labels are missing, exchanged or of an odd size is asked of cases that are annotated throughout: of the others it
-is not known how far their labels reach.
+Whether labels are missing, exchanged or of an odd size is asked of cases that are annotated throughout: of the others
+it is not known how far their labels reach.
 
 See :mod:`medi3d.preprocess.quality.findings`, which gathers the rules.
 """
