@@ -12,7 +12,7 @@ from medi3d.config.schema import (
     TaskConfig,
 )
 from medi3d.config.training import PLANNED_KEYS, AugmentConfig, TrainConfig
-from medi3d.config.values import Spacing
+from medi3d.config.values import Spacing, parse_duration
 
 __all__ = [
     "PLANNED_KEYS",
@@ -31,6 +31,7 @@ __all__ = [
     "flatten_keys",
     "list_tasks",
     "load_task",
+    "parse_duration",
     "parse_task",
     "read_yaml",
     "task_path",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medi3d.config.values import STRICT_KEYS, Fraction, Positive, PositiveInt, SizeTriple
+from medi3d.config.values import STRICT_KEYS, Duration, Fraction, Positive, PositiveInt, SizeTriple
 
 PLANNED_KEYS = (
     "train.patch_size",
@@ -63,7 +63,7 @@ class TrainConfig:
     """Steps of the network before one of the optimiser, for a batch that does not fit in memory at once."""
     steps: PositiveInt | None = None
     """Steps of the optimiser; planned."""
-    budget: str | None = None
+    budget: Duration | None = None
     """Wall-clock budget, such as ``10m`` or ``1h30m``; the schedule is fitted to it and ``steps`` is not used."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -114,7 +114,7 @@ class TrainConfig:
 
     validations: PositiveInt = 4
     """How many times the held-out cases are predicted over a run."""
-    save_every: str = "5m"
+    save_every: Duration = "5m"
     """Longest time between two checkpoints."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     folds: Annotated[int, Field(ge=2)] = 5

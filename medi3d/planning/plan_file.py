@@ -66,7 +66,9 @@ def read_plan(path: PathLike, *, task: str | None = None) -> dict[str, Any]:
     if "task" not in content:
         raise ConfigError(f"{path}: no plan (it names no task); `medi3d plan --task NAME --output FILE` writes one")
     if task is not None and content["task"] != task:
-        raise ConfigError(f"{path}: a plan for the task {content['task']!r}, not for {task!r}; make one with `medi3d plan`")
+        raise ConfigError(
+            f"{path}: a plan for the task {content['task']!r}, not for {task!r}; make one with `medi3d plan`"
+        )
     return flatten_keys({key: value for key, value in content.items() if key not in _HEADER}, where=str(path))
 
 

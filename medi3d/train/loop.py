@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from medi3d.config import TaskConfig, dump_task
+from medi3d.config import TaskConfig, dump_task, parse_duration
 from medi3d.data.augment import Augmenter
 from medi3d.data.patches import PatchDataset
 from medi3d.data.splits import split_cases
@@ -30,7 +30,7 @@ from medi3d.registry import unknown_name_message
 from medi3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from medi3d.runs.folder import RunFolder
 from medi3d.train.losses import create_loss
-from medi3d.train.schedule import Pace, parse_duration, rate_factor
+from medi3d.train.schedule import Pace, rate_factor
 from medi3d.train.validate import validate
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from medi3d.errors import ConfigError
 from medi3d.registry import Registry
 
 Curve = Callable[[float], float]
@@ -35,26 +33,6 @@ def rate_factor(schedule: str, progress: float, *, warmup: float) -> float:
     if progress < warmup:
         return progress / warmup
     return CURVES[schedule]((progress - warmup) / max(1 - warmup, 1e-9))
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of a duration such as ``10m``, ``1h30m``, ``45s``.
-
-    Raises:
-        ConfigError: it is none.
-
-    Examples:
-        >>> parse_duration("1h30m")
-        5400.0
-    """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    if not match or not any(match.groups()):
-        raise ConfigError(f"train.budget: {text!r} is no duration; write 45s, 10m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    total = 3600 * hours + 60 * minutes + seconds
-    if total <= 0:
-        raise ConfigError(f"train.budget: {text!r} is no time at all")
-    return total
 
 
 @dataclass

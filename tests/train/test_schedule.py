@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medi3d.config import parse_duration
 from medi3d.errors import ConfigError
-from medi3d.train.schedule import CURVES, Pace, parse_duration, rate_factor
+from medi3d.train.schedule import CURVES, Pace, rate_factor
 
 fractions = st.floats(0, 1)
 
@@ -75,7 +76,7 @@ def test_fractions_of_a_unit_are_taken() -> None:
 
 @pytest.mark.parametrize("text", ["", "10", "m", "10 minutes", "-5m", "5m1h", "1h 30m", "ten", "1e3s"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"train\.budget: .* is no duration; write 45s, 10m or 1h30m"):
+    with pytest.raises(ConfigError, match="is no duration; write 45s, 10m or 1h30m"):
         parse_duration(text)
 
 
