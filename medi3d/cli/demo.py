@@ -11,7 +11,7 @@ from rich.console import Console
 from medi3d.cli.evaluate import evaluate
 from medi3d.cli.predict import predict
 from medi3d.cli.preprocess import preprocess
-from medi3d.cli.train import train
+from medi3d.cli.train import resolve_task, train_fold
 from medi3d.config import load_task
 from medi3d.errors import InputError
 
@@ -43,8 +43,9 @@ def demo(
     console.rule("train")
     options = f"--init {init} --budget {budget} --seed {seed}"
     console.print(f"medi3d train --task demo {options} --prepared {prepared} --output {runs} --name demo")
-    train(task="demo", init=init, budget=budget, seed=seed, prepared=prepared, output=runs, name="demo")
+    flags = {"model.init": init, "train.budget": budget, "train.seed": seed}
     run = runs / "demo" / "demo"
+    train_fold(resolve_task("demo", flags, prepared, None), prepared, run, False, "auto", 0)
 
     console.rule("predict")
     console.print(f"medi3d predict {run} --input {raw / 'imagesTs'} --output {predicted}")

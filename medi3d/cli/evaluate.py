@@ -34,27 +34,48 @@ def evaluate(
         bool, typer.Option("--only-predicted", help="References without a prediction are no failure.")
     ] = False,
 ) -> None:
-    """Score predictions against references and write per-case and summary tables."""
+    """Score predictions against references and write per-case and summary tables.
+
+    Regions of the task are scored beside its labels. Of a segmentation task with classes, the probabilities beside the
+    label maps (predictions.csv) are scored as well where the references have their table, into the folder "classes".
+    """
     flags = {"evaluate.tolerance_mm": tolerance_mm, "evaluate.bootstrap": bootstrap}
     overrides = {key: value for key, value in flags.items() if value is not None}
     config = None if task is None else load_task(task, overrides=overrides)
-    if config is not None and config.kind == "classification":
-        result = _evaluate_tables(config, predictions, references, seed)
-    else:
-        settings = EvaluateConfig(tolerance_mm or 1.0, bootstrap or 2000) if config is None else config.evaluate
-        result = _evaluate_label_maps(config, settings, predictions, references, seed)
+    settings = EvaluateConfig(tolerance_mm or 1.0, bootstrap or 2000) if config is None else config.evaluate
+    maps, tables = _what_to_score(config, predictions, references)
+    results: dict[str, Evaluation] = {}
+    if maps:
+        results["."] = _evaluate_label_maps(config, settings, predictions, references, seed)
+    if config is not None and tables:
+        results["classes" if maps else "."] = _evaluate_tables(config, predictions, references, seed)
     beside = predictions if predictions.is_dir() else predictions.parent
-    written = result.write(output or beside / "evaluation")
-    _print_result(result, written)
-    if result.problems or (result.missing and not only_predicted):
+    for folder, result in results.items():
+        print_result(result, result.write((output or beside / "evaluation") / folder))
+    if any(result.problems or (result.missing and not only_predicted) for result in results.values()):
         raise typer.Exit(1)
+
+
+def _what_to_score(task: TaskConfig | None, predictions: Path, references: Path) -> tuple[bool, bool]:
+    """Tell whether label maps and whether classes are scored: of a segmentation task, those it has the tables of."""
+    if task is None or not task.data.classes:
+        return True, False
+    if task.kind == "classification" or predictions.suffix == ".csv":
+        return False, True
+    return True, all(path.suffix == ".csv" and path.is_file() for path in _class_tables(task, predictions, references))
+
+
+def _class_tables(task: TaskConfig, predictions: Path, references: Path) -> tuple[Path, Path]:
+    return (
+        predictions / "predictions.csv" if predictions.is_dir() else predictions,
+        references / task.data.table if references.is_dir() else references,
+    )
 
 
 def _evaluate_tables(task: TaskConfig, predictions: Path, references: Path, seed: int) -> Evaluation:
     columns = task.data.columns
     return evaluate_classification(
-        predictions / "predictions.csv" if predictions.is_dir() else predictions,
-        references / task.data.table if references.is_dir() else references,
+        *_class_tables(task, predictions, references),
         task.data.classes,
         case_column=columns.case,
         target_column=columns.target or "target",
@@ -80,6 +101,8 @@ def _evaluate_label_maps(
             tolerance_mm=settings.tolerance_mm,
             bootstrap=settings.bootstrap,
             seed=seed,
+            regions=task.data.regions if task is not None else None,
+            ignore_label=task.data.ignore_label if task is not None else None,
             groups={case.case_id: case.patient_id for case in raw or []},
             on_case=lambda case, done, total: bar.update(row, description=case, completed=done, total=total),
         )
@@ -97,7 +120,8 @@ def _list_raw_references(references: Path, data: DataConfig) -> tuple[list[RawCa
     return list_raw_cases(references, data, need_label=True) if is_raw[data.layout] else (None, [])
 
 
-def _print_result(result: Evaluation, written: tuple[Path, Path]) -> None:
+def print_result(result: Evaluation, written: tuple[Path, Path]) -> None:
+    """Print the scores, where they are written, and what could not be scored."""
     table = Table("", "metric", "value", "95 % interval", "cases")
     for name, metrics in result.scores.items():
         for metric, interval in metrics.items():

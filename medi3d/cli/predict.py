@@ -21,7 +21,7 @@ class Center(str, Enum):
 
 
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged.")],
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of folds; all are averaged.")],
     source: Annotated[Path, typer.Option("--input", help="Image, folder of images, DICOM series, or .csv table.")],
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
     masks: Annotated[Path | None, typer.Option(help="Mask, or folder of masks, that tell where a cube is cut.")] = None,
@@ -37,8 +37,9 @@ def predict(
     """Predict new cases with trained runs; an output bears its input's name."""
     from medi3d.infer.batch import predict_files
     from medi3d.infer.predictor import Predictor
+    from medi3d.runs.folds import find_runs
 
-    predictor = Predictor(runs, device=device, checkpoint=checkpoint.value)
+    predictor = Predictor(find_runs(runs), device=device, checkpoint=checkpoint.value)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("predict", total=None)
         summary = predict_files(

@@ -1,137 +1,232 @@
-"""``medi3d train``: one fold of a task."""
+"""``medi3d train``: one fold of a task, or all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from medi3d.cli.options import PREPARED, RUNS, parse_assignments
+from medi3d.cli import train_options as options
+from medi3d.cli.options import PREPARED, RAW, RUNS, parse_assignments
+from medi3d.cli.train_progress import TrainProgress, print_folds, print_plan
 from medi3d.config import TaskConfig, dump_task, load_task
 from medi3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medi3d.train.loop import TrainEvent
+    from medi3d.train.cross_validation import FoldOutcome
 
 
 def train(
-    task: Annotated[str | None, typer.Option(help="Built-in task or path of a YAML file.")] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(help="imagenet-inflated, imagenet-center, imagenet-overshoot, random, or a checkpoint."),
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="timm's name of the 2D network to inflate.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="File with the backbone's 2D weights.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Wall-clock budget such as 10m; the schedule is fitted to it.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Length of the schedule in steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches a step and process.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws folds, patches, augmentation and random weights.")] = None,
-    fold: Annotated[int, typer.Option(help="Which fold to validate on, from 0.")] = 0,
-    assign: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
-    prepared: Annotated[
-        Path | None, typer.Option(help="Prepared data [data/prepared/<task>, or the resumed run's].")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Where runs go.")] = RUNS,
-    name: Annotated[str | None, typer.Option(help="Name of the run [init, fold and time].")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
-    print_config: Annotated[bool, typer.Option(help="Print what the run would use, and stop.")] = False,
+    context: typer.Context,
+    task: options.Task = None,
+    init: options.Init = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    plan: options.Plan = None,
+    assign: options.Assign = None,
+    budget: options.Budget = None,
+    steps: options.Steps = None,
+    patch_size: options.PatchSize = None,
+    batch_size: options.BatchSize = None,
+    accumulate: options.Accumulate = None,
+    learning_rate: options.LearningRate = None,
+    ema_decay: options.EmaDecay = None,
+    seed: options.Seed = None,
+    fold: options.Fold = "0",
+    jobs: options.Jobs = 1,
+    prepared: options.Prepared = None,
+    data: options.Data = None,
+    output: options.Output = RUNS,
+    name: options.Name = None,
+    resume: options.Resume = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    precision: options.PrecisionFlag = None,
+    compile: options.Compile = None,
+    print_config: options.PrintConfig = False,
 ) -> None:
-    """Train one fold of a task on its prepared cases."""
-    flags = {
-        "model.init": init,
-        "model.backbone": backbone,
-        "model.weights": None if weights is None else str(weights),
-        "train.budget": budget,
-        "train.steps": steps,
-        "train.batch_size": batch_size,
-        "train.learning_rate": learning_rate,
-        "train.seed": seed,
-    }
-    overrides = {key: value for key, value in flags.items() if value is not None} | parse_assignments(assign or [])
+    """Train one fold of a task on its prepared cases, or with --fold all every fold."""
+    overrides = _read_flags(context.params) | parse_assignments(assign or [])
     if resume is not None:
-        if overrides or task or name or fold or output != RUNS:
-            raise ConfigError(
-                "--resume goes on with the run's own configuration, fold and folder; leave other flags out"
-            )
-        from medi3d.runs.folder import RunFolder
-
-        config, run = RunFolder(resume).load_config(), resume
+        _check_goes_with_resume(context)
+        config, run, every_fold = _load_run(resume, overrides)
     else:
-        config = _load_task(task, overrides, prepared)
+        every_fold = _read_fold(fold) is None
+        config = resolve_task(task, overrides, prepared, plan)
         # An --init that is a path gives its file's name to the run.
-        default = f"{Path(config.model.init).stem}-fold{fold}-{datetime.now():%Y%m%d-%H%M%S}"
-        run = output / config.name / (name or default)
+        folds = "folds" if every_fold else f"fold{fold}"
+        run = output / config.name / (name or f"{Path(config.model.init).stem}-{folds}-{datetime.now():%Y%m%d-%H%M%S}")
+    if jobs > 1 and not every_fold:
+        raise ConfigError("--jobs trains several folds at a time; give --fold all with it")
     if print_config:
         typer.echo(yaml.safe_dump(dump_task(config), sort_keys=False))
-        return
-    _train(config, prepared, run, fold, device, resume is not None)
+    elif every_fold:
+        _train_folds(config, prepared, run, resume is not None, device, jobs, data)
+    else:
+        train_fold(config, prepared, run, resume is not None, device, _read_fold(fold) or 0)
 
 
-def _train(config: TaskConfig, prepared: Path | None, run: Path, fold: int, device: str, resume: bool) -> None:
+def train_fold(config: TaskConfig, prepared: Path | None, run: Path, resume: bool, device: str, fold: int) -> None:
+    """Train one fold, and say how it went."""
     from medi3d.runs.folder import RunFolder
+    from medi3d.train.cross_validation import is_main_process
     from medi3d.train.loop import train_task
 
-    own = RunFolder(run).load_prepared() if resume else PREPARED / config.name
-    with _progress_bar() as bar:
+    quiet = not is_main_process()
+    with TrainProgress(Console(stderr=True), quiet=quiet).shown() as progress:
         result = train_task(
             config,
-            prepared=prepared or own,
+            prepared=prepared or (RunFolder(run).load_prepared() if resume else PREPARED / config.name),
             run=run,
             fold=fold,
             device=device,
             resume=resume,
-            on_event=_show_on(bar),
+            on_event=partial(progress.update, config.name),
+            on_plan=partial(print_plan, console=Console()),
         )
-    measure = "mean Dice" if config.kind == "segmentation" else "AUC"
+    if quiet:
+        return
+    if result.stopped:
+        _end_stopped(run, f"after step {result.steps}")
     Console().print(
-        f"{result.steps} steps in {result.seconds:.0f} s: validation {measure} {result.last_score:.4f} "
+        f"{result.steps} steps in {result.seconds:.0f} s: validation {_measure(config)} {result.last_score:.4f} "
         f"(best {result.best_score:.4f})\n{result.run}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
-def _load_task(task: str | None, overrides: dict[str, object], prepared: Path | None) -> TaskConfig:
+def _train_folds(
+    config: TaskConfig, prepared: Path | None, run: Path, resume: bool, device: str, jobs: int, data: Path | None
+) -> None:
+    from medi3d.runs.folds import FoldsFolder
+    from medi3d.train.cross_validation import cross_validate, is_main_process
+
+    folds = FoldsFolder(run)
+    if not resume:
+        folds.check_free()
+    quiet = not is_main_process()
+    with TrainProgress(Console(stderr=True), quiet=quiet).shown() as progress:
+        outcomes = cross_validate(
+            config,
+            prepared=prepared or (Path(folds.read()["prepared"]) if resume else PREPARED / config.name),
+            folder=run,
+            device=device,
+            jobs=jobs,
+            on_event=lambda fold, event: progress.update(f"fold {fold}", event),
+            on_plan=partial(print_plan, console=Console()),
+        )
+    if quiet:
+        return
+    print_folds(outcomes, Console(), measure=_measure(config))
+    if any(outcome.state == "stopped" for outcome in outcomes):
+        _end_stopped(run, "before all folds were finished")
+    _print_scores(folds, data or RAW / config.name, device)
+    _end_failed(outcomes, run)
+
+
+def _print_scores(folds: Any, raw: Path, device: str) -> None:
+    """Score the held-out cases, and say how to predict with all folds."""
+    from rich.progress import Progress
+
+    from medi3d.cli.evaluate import print_result
+    from medi3d.cli.out_of_fold import score_out_of_fold
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("out of fold", total=None)
+        scored = score_out_of_fold(
+            folds,
+            raw=raw,
+            device=device,
+            on_case=lambda case, number, total: bar.update(row, description=case, completed=number, total=total),
+        )
+    print_result(scored.evaluation, (folds.record_file, folds.out_of_fold))
+    for line in (*scored.notes, *(f"{case}: {text}" for case, text in scored.predictions.problems.items())):
+        typer.echo(line, err=True)
+    typer.echo(f"predict new cases with all folds: medi3d predict {folds.path} --input IMAGES --output FOLDER")
+
+
+def _end_failed(outcomes: list[FoldOutcome], run: Path) -> None:
+    failed = [outcome for outcome in outcomes if outcome.problem is not None]
+    for outcome in failed:
+        typer.echo(f"fold {outcome.fold} failed: {outcome.problem}", err=True)
+    if failed:
+        typer.echo(f"go on with: medi3d train --resume {run}", err=True)
+        raise typer.Exit(1)
+
+
+def _end_stopped(run: Path, when: str) -> None:
+    typer.echo(f"stopped {when}, saved; go on with: medi3d train --resume {run}", err=True)
+    raise typer.Exit(1)
+
+
+def _measure(config: TaskConfig) -> str:
+    return "mean Dice" if config.kind == "segmentation" else "AUC"
+
+
+def _read_flags(params: dict[str, Any]) -> dict[str, object]:
+    """Return dotted key → value of the flags that are given."""
+    given = {name: params[name] for name in options.KEYS if params[name] is not None}
+    if "patch_size" in given:
+        given["patch_size"] = options.parse_sizes(given["patch_size"])
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
+    return {options.KEYS[name]: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+
+
+def _read_fold(text: str) -> int | None:
+    """Return a fold's number; ``None`` for all of them."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"--fold {text}: give a fold's number, from 0, or all")
+    return int(text)
+
+
+def _check_goes_with_resume(context: typer.Context) -> None:
+    given = {
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    wrong = sorted(given - options.RESUMABLE)
+    if wrong:
+        raise ConfigError(
+            "--resume goes on with the run's own configuration, fold and folder; leave other flags out: "
+            + ", ".join(wrong)
+        )
+
+
+def _load_run(run: Path, overrides: dict[str, object]) -> tuple[TaskConfig, Path, bool]:
+    """Return the configuration of a run or of a folder of folds, its folder, and whether it is one of folds."""
+    from medi3d.runs.folder import RunFolder
+    from medi3d.runs.folds import FoldsFolder
+
+    folds = FoldsFolder(run)
+    if folds.exists:
+        return load_task(folds.record_file, values=folds.read()["task"], overrides=overrides), run, True
+    config = RunFolder(run).load_config()
+    return load_task(run, values=dump_task(config), overrides=overrides), run, False
+
+
+def resolve_task(
+    task: str | None, overrides: dict[str, object], prepared: Path | None, plan: Path | None
+) -> TaskConfig:
     """Load a task; preprocessing settings are those that its cases were prepared with, unless a flag says otherwise."""
     if task is None:
         raise ConfigError("give --task NAME (`medi3d tasks` lists them), or --resume RUN")
     config = load_task(task, overrides=overrides)
+    if plan is not None:
+        from medi3d.planning import read_plan
+
+        overrides = read_plan(plan, task=config.name) | overrides
     store = prepared or PREPARED / config.name
-    if not (store / "dataset.json").is_file():
-        return config
-    from medi3d.io import PreparedStore
+    used: dict[str, object] = {}
+    if (store / "dataset.json").is_file():
+        from medi3d.io import PreparedStore
 
-    used = {f"preprocess.{key}": value for key, value in PreparedStore(store).task_values["preprocess"].items()}
+        used = {f"preprocess.{key}": value for key, value in PreparedStore(store).task_values["preprocess"].items()}
     return load_task(task, overrides=used | overrides)
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("step {task.fields[step]}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TextColumn("loss {task.fields[loss]}  score {task.fields[score]}  best {task.fields[best]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,  # so that a mistake found now is one line, without an empty bar above it
-    )
-
-
-def _show_on(bar: Progress) -> Callable[[TrainEvent], None]:
-    row = bar.add_task("train", total=1.0, step=0, loss="-", score="-", best="-")
-
-    def show(event: TrainEvent) -> None:
-        score, best = ("-" if value is None else f"{value:.3f}" for value in (event.score, event.best))
-        bar.update(row, completed=event.progress, step=event.step, loss=f"{event.loss:.3f}", score=score, best=best)
-
-    return show
