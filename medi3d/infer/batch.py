@@ -14,7 +14,7 @@ import torch
 
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError, Medi3dError
-from medi3d.infer.predictor import Predictor
+from medi3d.infer.predictor import Prediction, Predictor
 from medi3d.io import PreparedCase, atomic, case_name, image_files, read_label_map, write_label_map
 from medi3d.io.files import is_image
 from medi3d.preprocess.cases.layouts import group_channels, set_doubles_apart
@@ -31,9 +31,6 @@ C = TypeVar("C", RawCase, PreparedCase)
 
 OnCase = Callable[[str, int, int], None]
 """Called with a case id, its number and the number of cases before each case."""
-
-Prediction = LabelMap | Array
-"""A label map, or one probability a class."""
 
 
 @dataclass
@@ -66,7 +63,8 @@ def predict_files(
     Args:
         predictor: the trained runs.
         source: what to predict. Files of several channels bear nnU-Net's suffixes ``_0000``, ``_0001``, ….
-        output: folder; a label map bears its input's name, probabilities go to ``predictions.csv``.
+        output: folder; a label map bears its input's name, probabilities go to ``predictions.csv``, beside the label
+            maps where the task has both.
         masks: for tasks that cut a cube: a mask, or a folder of masks with the inputs' names, that tell where.
         center_of_image: for tasks that cut a cube: cut it in the middle of the volume.
         out_of_fold: predict each case only with the runs that held it out, and leave out cases that none did.
@@ -102,9 +100,7 @@ def predict_cases(
     def predict_case(runs: Predictor, case: RawCase) -> Prediction:
         task = runs.task
         volume = read_image(case.images, channels=task.in_channels, frame=case.frame, quantities=task.quantities)
-        if task.kind == "segmentation":
-            return runs.predict_labels(volume)
-        return runs.predict_classes(volume, center_mm=_center(case, volume, center_of_image, task))
+        return runs.predict(volume, center_mm=_center(case, volume, center_of_image, task))
 
     problems = {problem.case_id: problem.message for problem in found.problems}
     return _predict_all(predictor, found.cases, output, predict_case, problems, out_of_fold, on_case)
@@ -125,10 +121,12 @@ def predict_prepared_cases(
     """
 
     def predict_case(runs: Predictor, case: PreparedCase) -> Prediction:
-        probabilities = runs.predict_prepared(torch.from_numpy(np.asarray(case.image()[:])))
-        if runs.task.kind == "classification":
-            return probabilities.numpy()
-        return LabelMap(probabilities.argmax(0, keepdim=True).byte().numpy(), case.record.prepared.affine)
+        labels, classes = runs.predict_prepared(torch.from_numpy(np.asarray(case.image()[:])))
+        array = None if labels is None else labels.argmax(0, keepdim=True).byte().numpy()
+        return Prediction(
+            None if array is None else LabelMap(array, case.record.prepared.affine),
+            None if classes is None else classes.numpy(),
+        )
 
     return _predict_all(predictor, cases, output, predict_case, {}, out_of_fold, on_case)
 
@@ -159,12 +157,12 @@ def _predict_all(
             summary.problems[case.case_id] = str(error)
             continue
         summary.predicted.append(case.case_id)
-        if isinstance(prediction, LabelMap):
-            write_label_map(prediction, output / f"{case.case_id}.nii.gz")
-        else:
-            rows.append(_class_row(case.case_id, prediction, predictor.task.data.classes))
+        if prediction.label is not None:
+            write_label_map(prediction.label, output / f"{case.case_id}.nii.gz")
+        if prediction.classes is not None:
+            rows.append(_class_row(case.case_id, prediction.classes, predictor.task.data.classes))
     if rows:
-        _write_rows(rows, summary.output)
+        _write_rows(rows, output / "predictions.csv")
     return summary
 
 

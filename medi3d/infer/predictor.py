@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError, InputError, WeightsError
 from medi3d.infer.restore import restore_labels
-from medi3d.infer.windows import predict_logits
-from medi3d.io.record import Record
+from medi3d.infer.windows import predict_logits, predict_with_classes
 from medi3d.models.build import create_model
 from medi3d.models.weights import read_weights_file
 from medi3d.preprocess.pipeline import prepare_image
@@ -32,6 +32,30 @@ class Member:
     model: nn.Module
     task: TaskConfig
     held_out: frozenset[str]
+
+
+class Probabilities(NamedTuple):
+    """What runs say about a prepared image.
+
+    Attributes:
+        labels: ``(num_classes, D, H, W)`` of a segmentation task.
+        classes: ``(classes,)`` of a task with classes.
+    """
+
+    labels: Tensor | None
+    classes: Tensor | None
+
+
+class Prediction(NamedTuple):
+    """What is predicted for a case.
+
+    Attributes:
+        label: label map of a segmentation task.
+        classes: one probability a class of a task with classes, ``(classes,)``.
+    """
+
+    label: LabelMap | None
+    classes: Array | None
 
 
 class Predictor:
@@ -71,37 +95,16 @@ class Predictor:
         chosen._members = [member for member in self._members if case_id in member.held_out]
         return chosen if chosen._members else None
 
-    def predict_labels(self, volume: Volume) -> LabelMap:
-        """Segment a native volume ``(C, D, H, W)``; the label map lies on the same grid."""
-        probabilities, record = self._probabilities(volume, None)
-        return restore_labels(probabilities, record)
-
-    def predict_classes(self, volume: Volume, *, center_mm: FloatTriple | None = None) -> Array:
-        """Classify a native volume.
+    def predict(self, volume: Volume, *, center_mm: FloatTriple | None = None) -> Prediction:
+        """Predict a native volume.
 
         Args:
             volume: ``(C, D, H, W)``.
             center_mm: where the task's cube lies, RAS millimetres; needed where the task cuts one.
 
         Returns:
-            One probability a class.
+            A label map on the same grid, or class probabilities, or both, as the task asks for.
         """
-        return self._probabilities(volume, center_mm)[0].numpy()
-
-    def predict_prepared(self, image: Tensor) -> Tensor:
-        """Return the mean of the runs' probabilities for an image that is prepared already.
-
-        Args:
-            image: ``(C, D, H, W)`` float32.
-
-        Returns:
-            ``(num_classes, D, H, W)`` for segmentation, ``(num_classes,)`` for classification.
-        """
-        total = sum(torch.softmax(predict_logits(member.model, image, member.task), 0) for member in self._members)
-        assert isinstance(total, Tensor)
-        return total / len(self._members)
-
-    def _probabilities(self, volume: Volume, center_mm: FloatTriple | None) -> tuple[Tensor, Record]:
         if volume.num_channels != self.task.in_channels:
             raise InputError(
                 f"the input has {volume.num_channels} channels; task {self.task.name} expects {self.task.in_channels} "
@@ -109,7 +112,57 @@ class Predictor:
             )
         prepared, record = prepare_image(volume, self.task, center_mm=center_mm)
         image = torch.from_numpy(np.ascontiguousarray(prepared.array))  # reorienting leaves flipped views
-        return self.predict_prepared(image), record
+        labels, classes = self.predict_prepared(image)
+        return Prediction(
+            None if labels is None else restore_labels(labels, record), None if classes is None else classes.numpy()
+        )
+
+    def predict_labels(self, volume: Volume, *, center_mm: FloatTriple | None = None) -> LabelMap:
+        """Segment a native volume, see :meth:`predict`.
+
+        Raises:
+            ConfigError: it is no segmentation task.
+        """
+        label = self.predict(volume, center_mm=center_mm).label
+        if label is None:
+            raise ConfigError(f"task {self.task.name} is a classification; it has classes to predict, and no labels")
+        return label
+
+    def predict_classes(self, volume: Volume, *, center_mm: FloatTriple | None = None) -> Array:
+        """Return one probability a class for a native volume, see :meth:`predict`.
+
+        Raises:
+            ConfigError: the task has no classes.
+        """
+        classes = self.predict(volume, center_mm=center_mm).classes
+        if classes is None:
+            raise ConfigError(f"task {self.task.name} has no data.classes to predict")
+        return classes
+
+    def predict_prepared(self, image: Tensor) -> Probabilities:
+        """Return the mean of the runs' probabilities for an image that is prepared already.
+
+        Args:
+            image: ``(C, D, H, W)`` float32.
+        """
+        total = _probabilities(self._members[0], image)
+        for member in self._members[1:]:
+            total = Probabilities(*map(_add, total, _probabilities(member, image)))
+        return Probabilities(*(None if part is None else part / len(self._members) for part in total))
+
+
+def _probabilities(member: Member, image: Tensor) -> Probabilities:
+    model, task = member.model, member.task
+    if task.kind == "classification":
+        return Probabilities(None, torch.softmax(predict_logits(model, image, task), 0))
+    if not task.data.classes:
+        return Probabilities(torch.softmax(predict_logits(model, image, task), 0), None)
+    labels, classes = predict_with_classes(model, image, task)
+    return Probabilities(torch.softmax(labels, 0), torch.softmax(classes, 0))
+
+
+def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else first + second
 
 
 def load_model(task: TaskConfig, checkpoint: Path) -> nn.Module:

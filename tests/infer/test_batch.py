@@ -14,7 +14,7 @@ from medi3d import io
 from medi3d.config import PatternsConfig, TaskConfig
 from medi3d.errors import InputError
 from medi3d.infer.batch import list_inputs, predict_files
-from medi3d.infer.predictor import Predictor
+from medi3d.infer.predictor import Prediction, Predictor
 from medi3d.runs.folder import RunFolder
 from medi3d.volume import LabelMap, Volume
 
@@ -135,13 +135,11 @@ def test_a_dicom_series_is_taken_by_a_task_of_patterns_too(
 def two_channel_predictor(task: TaskConfig, seen: list[Volume]) -> Any:
     """Stands for the runs of a task of two channels."""
 
-    def predict_labels(volume: Volume) -> LabelMap:
+    def predict(volume: Volume, *, center_mm: None) -> Prediction:
         seen.append(volume)
-        return LabelMap(np.zeros((1, *volume.shape), np.uint8), volume.affine)
+        return Prediction(LabelMap(np.zeros((1, *volume.shape), np.uint8), volume.affine), None)
 
-    return SimpleNamespace(
-        task=replace(task, data=replace(task.data, channels=("T1", "T2"))), predict_labels=predict_labels
-    )
+    return SimpleNamespace(task=replace(task, data=replace(task.data, channels=("T1", "T2"))), predict=predict)
 
 
 def test_channel_suffixes_make_one_case(segmentation_task: TaskConfig, image: Volume, tmp_path: Path) -> None:
