@@ -11,25 +11,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from medi3d.data.augment import Augmenter
+from medi3d.config import AugmentConfig, TaskConfig
+from medi3d.data.augment.draw import draw_spatial
+from medi3d.data.sampling import CaseSampling, PatchSampler
+from medi3d.errors import InputError
 from medi3d.io.prepared import PreparedCase
 from medi3d.types import Array, IntTriple
 
 
 class PatchDataset(Dataset[dict[str, Any]]):
-    """An endless sequence of augmented patches, as a map from patch number to patch.
+    """An endless sequence of patches as they are stored, as a map from patch number to patch.
 
-    Every case comes once in each pass over the cases, in an order drawn anew for each pass.
+    A patch that its augmentation will turn, scale, shift or bend is read with the margin that this takes, so that no
+    empty corners come in where the case goes on; what comes back is then the block of voxels around the patch, no more
+    of it than the case has. All others are exactly the patch, with zeros beyond the case.
 
     Args:
         cases: prepared cases.
-        patch_size: ``(D, H, W)``; smaller volumes are padded with zeros.
-        length: number of patches that may be asked for.
-        augmenter: changes each patch; ``None`` leaves it.
+        patch_size: ``(D, H, W)``.
+        seed: with a patch's number it draws everything.
         foreground_fraction: share of the patches centred on a foreground voxel, of a label drawn evenly.
-        seed: draws everything.
+        case_sampling: see :class:`~medi3d.data.sampling.PatchSampler`.
+        augment: what the patches are read for; ``None`` reads exact patches.
+
+    Raises:
+        InputError: there are no cases, or only some of them have a label map or a class.
     """
 
     def __init__(
@@ -37,59 +46,85 @@ class PatchDataset(Dataset[dict[str, Any]]):
         cases: Sequence[PreparedCase],
         *,
         patch_size: IntTriple,
-        length: int,
-        augmenter: Augmenter | None,
-        foreground_fraction: float,
         seed: int,
+        foreground_fraction: float = 0.0,
+        case_sampling: CaseSampling = "even",
+        augment: AugmentConfig | None = None,
     ) -> None:
-        self.cases = list(cases)
-        self.patch_size = patch_size
-        self.length = length
-        self.augmenter = augmenter
-        self.foreground_fraction = foreground_fraction
-        self.seed = seed
+        _check_cases(cases)
+        self.sampler = PatchSampler(
+            cases,
+            patch_size=patch_size,
+            foreground_fraction=foreground_fraction,
+            case_sampling=case_sampling,
+            seed=seed,
+        )
+        self.patch_size, self.seed, self.augment = patch_size, seed, augment
 
-    def __len__(self) -> int:
-        return self.length
+    @classmethod
+    def of_task(cls, task: TaskConfig, cases: Sequence[PreparedCase]) -> PatchDataset:
+        """Return the patches that a task is trained on."""
+        config = task.train
+        return cls(
+            cases,
+            patch_size=task.patch_size,
+            seed=config.seed,
+            foreground_fraction=config.foreground_fraction,
+            case_sampling=config.case_sampling,
+            augment=config.augment,
+        )
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return patch number ``index``.
+    def case_of(self, number: int) -> PreparedCase:
+        """Return the case that patch ``number`` is cut from."""
+        return self.sampler.cases[self.sampler.place(number).case]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return patch ``number``.
 
         Returns:
-            ``image`` ``(C, D, H, W)`` float32; ``label`` ``(D, H, W)`` int64 where the case has a label map; ``target``
-            int where it has a class; ``case_id``.
+            ``image`` ``(C, d, h, w)`` float32; ``label`` ``(d, h, w)`` uint8 where there is a label map; ``target`` int
+            where there is a class; ``offset``, first voxel of the block from the patch's; ``spacing_mm``; ``case_id``;
+            ``number``.
+
+        Raises:
+            InputError: the case's files cannot be read.
         """
-        case = self._case_of(index)
-        rng = np.random.default_rng([self.seed, 1, index])
-        start = self._draw_start(case, rng)
-        image = torch.from_numpy(read_patch(case.image(), start, self.patch_size).astype(np.float32, copy=False))
-        stored = case.label()
-        label = None if stored is None else torch.from_numpy(read_patch(stored, start, self.patch_size))
-        if self.augmenter is not None:
-            image, label = self.augmenter(image, label, seed=int(rng.integers(2**31)))
-        sample: dict[str, Any] = {"image": image.contiguous(), "case_id": case.case_id}
-        if label is not None:
-            sample["label"] = label[0].long()
+        place = self.sampler.place(number)
+        case = self.sampler.cases[place.case]
+        offset, size = self._block(number, place.start, case)
+        start = _add(place.start, offset)
+        sample: dict[str, Any] = {"number": number, "case_id": case.case_id, "offset": offset}
+        sample["spacing_mm"] = case.record.prepared.spacing_mm
+        try:
+            sample["image"] = torch.from_numpy(read_patch(case.image(), start, size))
+            label = case.label()
+            if label is not None:
+                sample["label"] = torch.from_numpy(read_patch(label, start, size)[0])
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"case {case.case_id}: cannot be read ({error}); run `medi3d preprocess --overwrite`"
+            ) from error
         if case.target is not None:
             sample["target"] = case.target
         return sample
 
-    def _case_of(self, index: int) -> PreparedCase:
-        epoch, position = divmod(index, len(self.cases))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))
-        return self.cases[int(order[position])]
-
-    def _draw_start(self, case: PreparedCase, rng: np.random.Generator) -> IntTriple:
-        labels = sorted(value for value, voxels in case.foreground.items() if len(voxels))
-        free = np.array(case.shape) - np.array(self.patch_size)
-        if labels and rng.random() < self.foreground_fraction:
-            voxels = case.foreground[labels[rng.integers(len(labels))]]
-            start = voxels[rng.integers(len(voxels))] - np.array(self.patch_size) // 2
-        else:
-            start = rng.integers(0, np.maximum(free, 0) + 1)
-        # A volume smaller than the patch lies in its middle.
-        start = np.where(free > 0, np.clip(start, 0, np.maximum(free, 0)), free // 2)
-        return int(start[0]), int(start[1]), int(start[2])
+    def _block(self, number: int, start: IntTriple, case: PreparedCase) -> tuple[IntTriple, IntTriple]:
+        """Return the first voxel, from the patch's, and the size of the block to read."""
+        whole = (0, 0, 0), self.patch_size
+        if self.augment is None:
+            return whole
+        spacing_mm = case.record.prepared.spacing_mm
+        change = draw_spatial(self.augment, seed=self.seed, number=number, size=self.patch_size, spacing_mm=spacing_mm)
+        if change.warp is None:
+            return whole
+        low, high = change.warp.source_box(self.patch_size)
+        first, last = -np.array(start), np.array(case.shape) - 1 - np.array(start)
+        # at least one voxel, where the patch is moved out of the case
+        low = np.clip(low, first, last)
+        high = np.clip(high, low, last)
+        return _triple(low), _triple(high - low + 1)
 
 
 def read_patch(array: Any, start: IntTriple, size: IntTriple) -> Array:
@@ -113,3 +148,48 @@ def read_patch(array: Any, start: IntTriple, size: IntTriple) -> Array:
     box = tuple(slice(a - s, b - s) for s, a, b in zip(start, low, high, strict=True))
     patch[(slice(None), *box)] = inner
     return patch
+
+
+def collate_patches(patches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put patches into a batch: numbers and classes become tensors ``(B,)``; blocks, unequal in size, stay lists."""
+    batch: dict[str, Any] = {key: [patch[key] for patch in patches] for key in patches[0]}
+    for key in ("number", "target"):
+        if key in batch:
+            batch[key] = torch.tensor(batch[key], dtype=torch.int64)
+    return batch
+
+
+def stack_patches(batch: dict[str, Any]) -> dict[str, Any]:
+    """Stack a batch of exact patches, as the augmentation would where it changes nothing."""
+    stacked = {key: value for key, value in batch.items() if key not in ("offset", "spacing_mm")}
+    for key in ("image", "label"):
+        if key in batch:
+            blocks: list[Tensor] = batch[key]
+            stacked[key] = torch.stack(blocks)
+    if "label" in stacked:
+        stacked["label"] = stacked["label"].long()
+    return stacked
+
+
+def _check_cases(cases: Sequence[PreparedCase]) -> None:
+    if not cases:
+        raise InputError("there are no cases to cut patches from; prepare some, or give another fold")
+    has = {
+        "label map": [case.label() is not None for case in cases],
+        "class": [case.target is not None for case in cases],
+    }
+    for what, given in has.items():
+        if any(given) and not all(given):
+            raise InputError(
+                f"{given.count(False)} of {len(cases)} cases have no {what}, {cases[given.index(False)].case_id} first; "
+                "give all of them one, or none"
+            )
+
+
+def _add(one: IntTriple, other: IntTriple) -> IntTriple:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _triple(values: Array) -> IntTriple:
+    d, h, w = values.tolist()
+    return d, h, w

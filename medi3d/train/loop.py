@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import DataLoader
 
 from medi3d.config import TaskConfig, dump_task, parse_duration
 from medi3d.data.augment import Augmenter
+from medi3d.data.loader import PatchLoader
 from medi3d.data.patches import PatchDataset
 from medi3d.data.splits import split_cases
 from medi3d.errors import ConfigError, InputError, Medi3dError
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu")
 
 _LOG_EVERY = 10
-_ENDLESS = 2**40
 
 
 @dataclass(frozen=True)
@@ -192,25 +191,16 @@ class Trainer:
 
     def _batches(self, cases: list[PreparedCase]) -> Iterator[dict[str, Any]]:
         config = self.task.train
-        dataset = PatchDataset(
-            cases,
-            patch_size=self.task.patch_size,
-            length=_ENDLESS,
-            augmenter=Augmenter(config.augment),
-            foreground_fraction=config.foreground_fraction,
-            seed=config.seed,
-        )
-        done = self.step * self.task.batch_size * self.accelerator.num_processes
-        loader = DataLoader(
-            dataset,
+        return PatchLoader(
+            PatchDataset.of_task(self.task, cases),
+            Augmenter(config.augment, patch_size=self.task.patch_size, seed=config.seed),
             batch_size=self.task.batch_size,
-            sampler=range(done, _ENDLESS),
-            num_workers=config.workers or 0,
-            drop_last=True,
-            # Its own, so that starting to read leaves the state that a checkpoint has restored (dropout) as it is.
-            generator=torch.Generator(),
+            first=self.step * self.task.batch_size * self.accelerator.num_processes,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            workers=config.workers,
+            device=self.accelerator.device,
         )
-        return iter(self.accelerator.prepare(loader))
 
     def _train_step(self, batch: dict[str, Any]) -> float:
         config = self.task.train
