@@ -1,0 +1,172 @@
+"""How well networks segment after so many minutes of one CPU thread: hippocampus, the same 160 and 40 cases for all.
+
+    python benchmarks/training_level.py medi3d NAME --steps 6000 [--cases 16] [--set model.network=monai/dynunet ...]
+    python benchmarks/training_level.py nnunet --peers PYTHON --minutes 30
+    python benchmarks/training_level.py figure
+
+The first trains with medi3d's own loop and writes NAME.csv into --results: the mean Dice of the held-out cases over
+minutes of the processor, those of the whole process: start-up, reading, augmentation and validations counted. Its last
+rows are what the finished run's last weights reach in the scanner's own grid, without and with mirroring, by ``medi3d
+predict`` and ``medi3d evaluate``. The second trains nnU-Net (``nnunet_curve.py``). The third draws all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+from nnunet_folder import NnunetFolder
+
+from medi3d.config import load_task
+from medi3d.data.splits import split_cases
+from medi3d.io.prepared import PreparedStore
+from medi3d.preprocess.dataset import prepare_dataset
+from medi3d.runs.folder import RunFolder
+from medi3d.train import train_task
+from medi3d.train.loop import TrainEvent
+
+DATA = Path(os.environ.get("MEDI3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "hippocampus"
+RESULTS = Path(__file__).parent / "training_level"
+COLUMNS = ("cpu_minutes", "steps", "dice", "kind")
+MARKS = {"nnU-Net's level after 1000 epochs": 0.895}
+
+
+def train_medi3d(options: argparse.Namespace) -> None:
+    """Train one run, one row a validation, and one row for the native grid."""
+    torch.set_num_threads(1)
+    fixed = {"train.steps": options.steps, "train.threads": 1, "train.workers": 0, "train.cases": options.cases}
+    task = load_task("hippocampus", overrides=fixed | dict(text.split("=", 1) for text in options.set))
+    rows: list[dict[str, object]] = []
+
+    def keep(event: TrainEvent) -> None:
+        if event.score is not None and (not rows or event.score != rows[-1]["dice"]):
+            minutes = round(time.process_time() / 60, 2)
+            rows.append(
+                {"cpu_minutes": minutes, "steps": event.step, "dice": round(event.score, 4), "kind": "held out"}
+            )
+            write(rows, options.results / f"{options.name}.csv")
+            print(rows[-1], flush=True)
+
+    run = options.work / "runs" / options.name
+    store = _prepare(options.work)
+    train_task(task, prepared=store, run=run, device="cpu", on_event=keep)
+    minutes = round(time.process_time() / 60, 2)
+    for kind, mirror in (("native", False), ("native, mirrored", True)):
+        dice = measure_native(run, options.work / "predictions" / options.name, mirror=mirror)
+        rows.append({"cpu_minutes": minutes, "steps": rows[-1]["steps"], "dice": round(dice, 4), "kind": kind})
+        print(rows[-1], flush=True)
+    write(rows, options.results / f"{options.name}.csv")
+
+
+def train_nnunet(options: argparse.Namespace) -> None:
+    """Fill nnU-Net's folders, let it plan and preprocess, and train it on the split that medi3d's runs have."""
+    store = PreparedStore(_prepare(options.work))
+    split = split_cases(store.cases(), folds=5, fold=0, seed=0)
+    folder = NnunetFolder(options.peers, options.work / "nnunet")
+    if not folder.raw.exists():
+        names = sorted((*split.train, *split.validation))
+        cases = [(name, DATA / "imagesTr" / f"{name}.nii.gz", DATA / "labelsTr" / f"{name}.nii.gz") for name in names]
+        folder.fill(cases, channel="MRI", labels={1: "anterior", 2: "posterior"})
+        for command in (
+            ("extract_fingerprint", "-np", "1"),
+            ("plan_experiment",),
+            ("preprocess", "-c", "3d_fullres", "-np", "1"),
+        ):
+            subprocess.run(folder.command(*command), env=os.environ | folder.env, check=True)
+    split_file = options.work / "split.json"
+    split_file.write_text(json.dumps({"train": split.train, "validation": split.validation}), encoding="utf-8")
+    child = Path(__file__).with_name("nnunet_curve.py")
+    flags = {
+        "--work": folder.folder,
+        "--split": split_file,
+        "--minutes": options.minutes,
+        "--output": options.results / "nnunet.csv",
+    }
+    arguments = [str(part) for pair in flags.items() for part in pair]
+    subprocess.run(
+        [str(options.peers), "-W", "ignore", str(child), *arguments],
+        env=os.environ | folder.env | {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_compile": "False"},
+        check=True,
+    )
+
+
+def measure_native(run: Path, output: Path, *, mirror: bool) -> float:
+    """Predict the run's held-out cases from their raw files, and return the mean Dice over cases and labels."""
+    config = RunFolder(run).config_file
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("mirror: false", f"mirror: {str(mirror).lower()}"), encoding="utf-8")
+    medi3d = [sys.executable, "-W", "ignore", "-m", "medi3d"]
+    images = ["--input", str(DATA / "imagesTr"), "--output", str(output), "--out-of-fold", "--checkpoint", "last"]
+    references = ["--predictions", str(output), "--references", str(DATA), "--only-predicted"]
+    subprocess.run([*medi3d, "predict", str(run), *images], check=True)
+    subprocess.run([*medi3d, "evaluate", "--task", "hippocampus", *references], check=True)
+    config.write_text(text, encoding="utf-8")
+    scores = json.loads((output / "evaluation" / "summary.json").read_text(encoding="utf-8"))["scores"]
+    return float(scores["mean"]["dice"]["value"])
+
+
+def draw_figure(options: argparse.Namespace) -> None:
+    """Draw every curve of --results."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for path in sorted(options.results.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        curve = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "held out"]
+        (line,) = axes.plot(*zip(*curve, strict=True), marker=".", label=path.stem)
+        ends = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "native, mirrored"]
+        if ends:
+            axes.plot(*zip(*ends, strict=True), marker="*", markersize=11, color=line.get_color(), linestyle="none")
+    for name, level in MARKS.items():
+        axes.axhline(level, color="0.5", linestyle=":", label=name)
+    axes.set(xlabel="minutes of one CPU thread", ylabel="mean Dice, 40 held-out cases", ylim=(0.6, 0.91))
+    axes.legend(title="stars: native grid, mirrored")
+    figure.savefig(options.results / "curves.svg")
+
+
+def write(rows: list[dict[str, object]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _prepare(work: Path) -> Path:
+    store = work / "prepared" / "hippocampus"
+    prepare_dataset(DATA, load_task("hippocampus"), store)  # what is there and unchanged stays
+    return store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, default=Path("runs/training_level"))
+    commands = parser.add_subparsers(required=True)
+    ours = commands.add_parser("medi3d")
+    ours.add_argument("name")
+    ours.add_argument("--steps", type=int, required=True)
+    ours.add_argument("--cases", type=int)
+    ours.add_argument("--set", nargs="*", default=[], help="section.key=value, as medi3d train takes them")
+    ours.set_defaults(run=train_medi3d)
+    peer = commands.add_parser("nnunet")
+    peer.add_argument("--peers", type=Path, required=True, help="interpreter that has nnunetv2")
+    peer.add_argument("--minutes", type=float, default=30)
+    peer.set_defaults(run=train_nnunet)
+    commands.add_parser("figure").set_defaults(run=draw_figure)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
