@@ -23,6 +23,7 @@ from medi3d.registry import unknown_name_message
 _MODULES = {
     "demo": "demo",
     "preprocess": "preprocess",
+    "plan": "plan",
     "train": "train",
     "predict": "predict",
     "evaluate": "evaluate",
@@ -31,6 +32,7 @@ _MODULES = {
     "tasks": "tasks",
     "models": "inspect",
     "inspect": "inspect",
+    "doctor": "doctor",
 }
 """Command → the module of :mod:`medi3d.cli` that holds the function of that name."""
 

@@ -100,7 +100,7 @@ def choose_patch_size(situation: Situation) -> Choice:
     batch = task.train.batch_size or RULES.smallest_batch
     limit = RULES.cpu_step_voxels / batch if machine.device == "cpu" else math.inf
     patch = fit_patch(whole, grain, limit)
-    limited_by = f"{batch} patches of {RULES.cpu_step_voxels / batch:.3g} voxels, a few seconds a step on a CPU"
+    limited_by = f"{batch} patches of {RULES.cpu_step_voxels // batch:,} voxels, a few seconds a step on a CPU"
     while (needed := sum(parts := situation.needed_bytes(patch, batch))) > machine.memory_bytes:
         share = max(0.5, min(0.95, (machine.memory_bytes - parts[0]) / parts[1]))
         limited_by = f"{machine.memory_bytes / 1e9:.2g} GB of memory for batches of {batch}"
@@ -174,11 +174,10 @@ def choose_steps(situation: Situation) -> Choice:
     task, data, device = situation.task, situation.data, situation.machine.device
     batch = task.batch_size * task.train.accumulate
     patches = max(1.0, data.voxels / data.cases / math.prod(task.patch_size))
-    wanted = RULES.passes[device] * data.training_cases * patches / batch
-    wanted = round(wanted)
+    wanted = round(RULES.passes[device] * data.training_cases * patches / batch)
     steps = min(max(wanted, RULES.fewest_steps[device]), RULES.most_steps[device])
     reason = (
-        f"{RULES.passes[device]} passes over {data.training_cases} training cases of {patches:.2g} patches each, in "
+        f"{RULES.passes[device]} passes over {data.training_cases} training cases of {patches:.3g} patches each, in "
         f"batches of {batch}, are {wanted} steps"
     )
     if steps != wanted:

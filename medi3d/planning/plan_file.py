@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medi3d.config import flatten_keys, read_yaml
+from medi3d.config import dump_task, flatten_keys, read_yaml
 from medi3d.errors import ConfigError
 from medi3d.io import atomic
 from medi3d.planning.plan import Plan
@@ -18,33 +20,33 @@ from medi3d.types import PathLike
 _HEADER = ("task", "data_fingerprint", "device", "memory_gb")
 """What a plan was made for; the rest of the file is sections of a task."""
 
+_GIVEN = "given by a flag"
 _WIDTH = 110
 
 
-def write_plan(plan: Plan, path: PathLike, *, flags: Mapping[str, object] | None = None) -> None:
+def write_plan(plan: Plan, path: PathLike, *, flags: Iterable[str] = ()) -> None:
     """Write a plan to a YAML file; :func:`read_plan` takes it back.
 
     Args:
         plan: of :func:`plan_task`.
         path: the file; one that is there is replaced.
-        flags: dotted keys that the user has given beside the task, and that belong to the plan.
+        flags: dotted keys that the user has set beside the task, and that belong to the plan.
     """
-    name = plan.task.name
+    name, task = plan.task.name, dump_task(plan.task)
     lines = [
-        f"# Plan of medi3d for the task {name}. `medi3d train --task {name} --plan FILE` trains by it. Any key of a task "
-        "may be",
-        "# added or changed here; flags of `medi3d train` go over it.",
+        f"# Plan of medi3d for the task {name}; `medi3d train --task {name} --plan FILE` trains by it.",
+        "# Any key of a task may be added or changed here; flags of `medi3d train` go over it.",
         *yaml.safe_dump(plan.made_for, sort_keys=False).splitlines(),
     ]
-    rows = {key: (value, plan.reasons[key]) for key, value in plan.values.items()}
-    rows |= {key: (value, "given by a flag") for key, value in (flags or {}).items()}
+    reasons = {key: _GIVEN for key in flags} | plan.reasons
     open_sections: list[str] = []
-    for key, (value, reason) in sorted(rows.items(), key=lambda row: row[0].split(".")[:-1]):
+    for key, reason in sorted(reasons.items(), key=lambda row: row[0].split(".")[:-1]):
         *sections, last = key.split(".")
         shared = _count_shared(sections, open_sections)
         lines += ["  " * depth + f"{sections[depth]}:" for depth in range(shared, len(sections))]
         open_sections, indent = sections, "  " * len(sections)
         lines += textwrap.wrap(reason, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        value = reduce(getitem, key.split("."), task)
         lines.append(f"{indent}{last}: {_to_yaml(value)}")
     atomic.write_bytes(Path(path), ("\n".join(lines) + "\n").encode())
 
@@ -80,5 +82,4 @@ def _count_shared(first: list[str], second: list[str]) -> int:
 
 def _to_yaml(value: object) -> str:
     """Write a value on one line."""
-    plain = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("...").rstrip()
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("...").rstrip()

@@ -39,7 +39,7 @@ def next_smaller(task: TaskConfig) -> dict[str, Any]:
     batch = task.batch_size // factor
     if batch >= _smallest_batch(task, trial):
         return {"train.batch_size": batch, "train.accumulate": config.accumulate * factor}
-    if not config.checkpoint_activations and not config.compile:
+    if not config.checkpoint_activations:
         return {"train.checkpoint_activations": True}
     patch = _smaller_patch(task, trial)
     if patch is not None:
@@ -52,9 +52,10 @@ def next_smaller(task: TaskConfig) -> dict[str, Any]:
 
 
 def _smallest_batch(task: TaskConfig, trial: TrialNetwork) -> int:
-    """Return the fewest patches that batch norms can learn from: one, unless the coarsest map is a single voxel."""
+    """Return the fewest patches that batch norms can learn from: one, unless a map is a single voxel."""
     single = any(all(-(-n // s) == 1 for n, s in zip(task.patch_size, stride, strict=True)) for stride in trial.strides)
-    return RULES.smallest_batch if task.kind == "classification" or single else 1
+    needs_more = task.kind == "classification" or single or task.train.augment.mixup > 0
+    return RULES.smallest_batch if needs_more else 1
 
 
 def _smaller_patch(task: TaskConfig, trial: TrialNetwork) -> IntTriple | None:

@@ -91,9 +91,12 @@ class TrialNetwork:
         return (depth, *(plane if takes else patch_size[1:]))
 
     def _peak_bytes(self, model: nn.Module, size: Sequence[int], device: str) -> int:
-        with torch.random.fork_rng(devices=[]), LiveBytes() as live:
+        live = LiveBytes()
+        with torch.random.fork_rng(devices=[]), live:
             for parameter in model.parameters():  # gradients count among what stays
-                parameter.register_post_accumulate_grad_hook(lambda weight: live.release(weight.grad))
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda weight: live.release(weight.grad)
+                )
             outputs = model(torch.zeros(tuple(size), device=device))
             _stand_in_loss(outputs).backward()  # type: ignore[no-untyped-call]
         return live.peak
