@@ -51,7 +51,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)
     return UNet(
         encoder,
-        num_classes=config.num_classes,
+        num_classes=config.out_channels,
         decoder_channels=config.model.decoder_channels,
         dropout=config.model.dropout,
     )

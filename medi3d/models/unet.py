@@ -11,10 +11,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from medi3d.models.blocks import ConvBlock, PointConv
 from medi3d.models.encoder import Encoder
 
 
@@ -24,13 +24,13 @@ class UpBlock(nn.Module):
     def __init__(self, coarse_channels: int, skip_channels: int, channels: int) -> None:
         super().__init__()
         # The 1×1×1 projection comes before the enlargement, where it costs an eighth.
-        self.project = nn.Conv3d(coarse_channels, channels, kernel_size=1)
-        self.convs = nn.Sequential(_conv_block(channels + skip_channels, channels), _conv_block(channels, channels))
+        self.project = PointConv(coarse_channels, channels)
+        self.convs = nn.ModuleList([ConvBlock(channels + skip_channels, channels), ConvBlock(channels, channels)])
 
     def forward(self, coarse: Tensor, skip: Tensor | None, size: torch.Size) -> Tensor:
         """``(B, coarse_channels, d, h, w)`` and a skip ``(B, skip_channels, *size)`` → ``(B, channels, *size)``."""
         up = interpolate(self.project(coarse), size=size, mode="trilinear", align_corners=False)
-        joined: Tensor = self.convs(up if skip is None else torch.cat([up, skip], dim=1))
+        joined: Tensor = self.convs[1](self.convs[0](up) if skip is None else self.convs[0](up, skip))
         return joined
 
 
@@ -57,7 +57,7 @@ class UNet(nn.Module):
         self.blocks = nn.ModuleDict(
             {str(fine): UpBlock(width[coarse], skips.get(fine, 0), width[fine]) for coarse, fine in pairwise(levels)}
         )
-        self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(width[1], num_classes, kernel_size=1))
+        self.head = nn.Sequential(nn.Dropout3d(dropout), PointConv(width[1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Volume ``(B, C, D, H, W)`` → logits ``(B, num_classes, D, H, W)``."""
@@ -76,17 +76,3 @@ class UNet(nn.Module):
 def _size_at(level: int, volume: Tensor, coarser: Tensor) -> torch.Size:
     """Return the size of a level without a skip; an axis that the coarser map kept finer stays so."""
     return torch.Size(max(-(-n // level), own) for n, own in zip(volume.shape[2:], coarser.shape[2:], strict=True))
-
-
-def _conv_block(in_channels: int, out_channels: int) -> nn.Module:
-    block: nn.Module = Convolution(
-        3,
-        in_channels,
-        out_channels,
-        kernel_size=3,
-        adn_ordering="NA",
-        norm=("instance", {"affine": True}),
-        act="leakyrelu",
-        bias=False,
-    )
-    return block
