@@ -2,10 +2,10 @@
 
     PEER_PYTHON benchmarks/nnunet_curve.py --work FOLDER --split split.json --minutes 60 --output nnunet.csv
 
-``benchmarks/training_level.py nnunet`` calls this with nnU-Net's environment variables set and FOLDER filled: raw data in
-nnU-Net's layout, planned and preprocessed by nnU-Net's own commands. The trainer is nnU-Net's own with its own plan, loss,
-augmentation (in this process, so that its time counts) and schedule; only the order of training and validation is this
-script's. Time is that of the processor, without the validations, which predict the held-out cases with nnU-Net's
+``benchmarks/training_level.py nnunet`` calls this with nnU-Net's environment variables set and FOLDER filled: raw data
+in nnU-Net's layout, planned and preprocessed by nnU-Net's own commands. The trainer is nnU-Net's own with its own plan,
+loss, augmentation (in this process, so that its time counts) and schedule; only the order of training and validation is
+this script's. Time is that of the processor, without the validations, which predict the held-out cases with nnU-Net's
 predictor, without mirroring but for the last one.
 """
 
