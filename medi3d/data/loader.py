@@ -74,7 +74,9 @@ class PatchLoader:
             for begin in itertools.count(first + process * batch_size, processes * batch_size)
         )
         self._due: list[range] = []
+        earlier = multiprocessing.active_children()
         self._batches: Iterator[Any] | None = self._read_ahead() if self.workers else self._read()
+        self._processes = [child for child in multiprocessing.active_children() if child not in earlier]
 
     def __iter__(self) -> PatchLoader:
         return self
@@ -105,13 +107,22 @@ class PatchLoader:
 
     def close(self) -> None:
         """End the processes that read; the loader gives no more batches."""
-        self._batches = None  # the iterator of torch's loader ends its workers when nothing refers to it any more
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        if shut_down is not None:  # else they live as long as anything, such as a traceback, refers to the iterator
+            shut_down()
+        self._batches = None
+        for process in self._processes:  # one that hangs in a read: they do not listen to SIGTERM
+            process.kill()
+            process.join()
+        self._processes = []
 
     def _next_read(self) -> Any:
         assert self._batches is not None
         try:
             read = next(self._batches)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
+            if all(process.is_alive() for process in self._processes):
+                raise
             due = [number for numbers in self._due for number in numbers]
             names = list(dict.fromkeys(self.dataset.case_of(number).case_id for number in due))
             self.close()

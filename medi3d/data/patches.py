@@ -180,9 +180,9 @@ def _check_cases(cases: Sequence[PreparedCase]) -> None:
     }
     for what, given in has.items():
         if any(given) and not all(given):
+            first = cases[given.index(False)].case_id
             raise InputError(
-                f"{given.count(False)} of {len(cases)} cases have no {what}, {cases[given.index(False)].case_id} first; "
-                "give all of them one, or none"
+                f"{given.count(False)} of {len(cases)} cases have no {what}, {first} first; give one to all or none"
             )
 
 

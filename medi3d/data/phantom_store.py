@@ -122,8 +122,9 @@ def _write(store: Path, name: str, task: TaskConfig, image: Array, label: Array 
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = spacing_mm[0], -spacing_mm[1], -spacing_mm[2], 1.0
     volume = Volume(image, affine)
-    known = None if label is None else LabelMap(np.where(label == task.data.ignore_label, 0, label), affine)
-    statistics = measure_case(volume, known)
+    label_map = None if label is None else LabelMap(label, affine)
+    statistics = measure_case(volume, label_map, ignore_label=task.data.ignore_label)
     record = Record(native=volume.grid, prepared=volume.grid)
     case = PreparedCase(case_folder(store, name), name, name, target, record, name, statistics)
-    write_case(case, ArraySlabs(image), None if label is None else CountedLabels(ArraySlabs(label), statistics))
+    slabs = None if label is None else CountedLabels(ArraySlabs(label), statistics)
+    write_case(case, ArraySlabs(image), slabs, ignore_label=task.data.ignore_label)

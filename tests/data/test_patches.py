@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from medi3d.config import AugmentConfig
 from medi3d.data.augment import Augmenter
-from medi3d.data.patches import PatchDataset, read_patch
+from medi3d.data.patches import PatchDataset, collate_patches, read_patch, stack_patches
+from medi3d.errors import InputError
 from medi3d.io.prepared import ArraySlabs, PreparedCase, read_case, write_case
 from medi3d.io.record import Record
 from medi3d.types import IntTriple
@@ -40,7 +41,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[PreparedCase]:
 
 
 def make_dataset(cases: list[PreparedCase], **options: object) -> PatchDataset:
-    defaults = {"patch_size": (5, 8, 6), "length": 10_000, "augmenter": None, "foreground_fraction": 0.5, "seed": 3}
+    defaults = {"patch_size": (5, 8, 6), "foreground_fraction": 0.5, "seed": 3}
     return PatchDataset(cases, **(defaults | options))  # type: ignore[arg-type]
 
 
@@ -50,7 +51,10 @@ def test_a_patch_is_a_piece_of_its_case(cases: list[PreparedCase]) -> None:
         assert sample["image"].shape == (2, 5, 8, 6)
         assert sample["image"].dtype == torch.float32
         assert sample["label"].shape == (5, 8, 6)
-        assert sample["label"].dtype == torch.int64
+        assert sample["label"].dtype == torch.uint8
+        assert sample["number"] == index
+        assert sample["offset"] == (0, 0, 0)
+        assert sample["spacing_mm"] == (3.0, 2.0, 1.0)
         d, h, w = np.unravel_index(int(sample["image"][0, 0, 0, 0]), SHAPE)
         case = next(case for case in cases if case.case_id == sample["case_id"])
         expected = np.asarray(case.image()[:])[:, d : d + 5, h : h + 8, w : w + 6]
@@ -59,25 +63,23 @@ def test_a_patch_is_a_piece_of_its_case(cases: list[PreparedCase]) -> None:
 
 
 def test_a_patch_is_a_pure_function_of_seed_and_number(cases: list[PreparedCase]) -> None:
-    augmenter = Augmenter(AugmentConfig(mirror_axes=("D", "H", "W")))
-    forwards = [make_dataset(cases, augmenter=augmenter)[index] for index in range(8)]
+    options = {"augment": AugmentConfig(mirror_axes=("D", "H", "W"))}
+    forwards = [make_dataset(cases, **options)[index] for index in range(8)]
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002 - the global state is what must not matter
-    other = make_dataset(cases, augmenter=augmenter)
+    other = make_dataset(cases, **options)
     backwards = [other[index] for index in reversed(range(8))][::-1]
     for one, two in zip(forwards, backwards, strict=True):
         assert one["case_id"] == two["case_id"]
         assert torch.equal(one["image"], two["image"])
         assert torch.equal(one["label"], two["label"])
-    assert any(
-        not torch.equal(one["image"], make_dataset(cases, augmenter=augmenter, seed=4)[index]["image"])
-        for index, one in enumerate(forwards)
-    )
+    different = make_dataset(cases, **options, seed=4)
+    assert any(not torch.equal(one["image"], different[index]["image"]) for index, one in enumerate(forwards))
 
 
 def test_reading_a_patch_leaves_the_global_random_state_alone(cases: list[PreparedCase]) -> None:
     before = torch.get_rng_state()
-    _ = make_dataset(cases, augmenter=Augmenter(AugmentConfig()))[0]
+    _ = make_dataset(cases, augment=AugmentConfig())[0]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -134,10 +136,6 @@ def test_a_case_without_labels_gives_its_class(tmp_path: Path) -> None:
     assert sample["target"] == 1
 
 
-def test_length_and_cases_of_the_dataset(cases: list[PreparedCase]) -> None:
-    assert len(make_dataset(cases, length=7)) == 7
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     start=st.tuples(*[st.integers(-6, 8)] * 3),
@@ -152,9 +150,78 @@ def test_a_box_reads_as_from_a_padded_array(start: IntTriple, size: IntTriple) -
     np.testing.assert_array_equal(read_patch(array, start, size), padded[:, d, h, w])
 
 
-def test_label_moves_with_the_image(cases: list[PreparedCase]) -> None:
-    config = replace(AugmentConfig(), intensity_probability=0.0, mirror_axes=("D", "W"), spatial_probability=0.0)
-    dataset = make_dataset(cases, augmenter=Augmenter(config), foreground_fraction=1.0)
-    for index in range(10):
-        sample = dataset[index]
-        np.testing.assert_array_equal(sample["label"].numpy(), sample["image"][1].numpy())
+TURNED = AugmentConfig(
+    mirror_axes=("W",), rotate_degrees=30, scale=0.2, elastic=1.5, spatial_probability=1.0, intensity_probability=0.0
+)
+
+
+def test_no_empty_corners_come_in_where_the_case_goes_on(tmp_path: Path) -> None:
+    """A patch from its block is the patch from the whole case: nothing that it shows was left out."""
+    case = store_case(tmp_path, "a", shape=(26, 31, 29))
+    size = (6, 10, 7)
+    dataset = make_dataset([case], patch_size=size, augment=TURNED)
+    augmenter = Augmenter(TURNED, patch_size=size, seed=3)
+    whole_image, whole_label = torch.from_numpy(case.image()[:]), torch.from_numpy(case.label()[0])  # type: ignore[index]
+    inside = 0
+    for number in range(20):
+        sample = dataset[number]
+        block = augmenter(collate_patches([sample]))
+        assert block["image"].shape == (1, 2, *size)
+        start = dataset.sampler.place(number).start
+        whole = collate_patches([sample]) | {
+            "image": [whole_image],
+            "label": [whole_label],
+            "offset": [tuple(-s for s in start)],
+        }
+        expected = augmenter(whole)
+        torch.testing.assert_close(block["image"], expected["image"], rtol=1e-4, atol=0.05)
+        assert (block["label"] != expected["label"]).float().mean() < 0.01
+        assert sample["image"][0].numel() < 0.6 * whole_image[0].numel()  # and the whole was not read
+        inside += int(sample["image"].shape[1:] != whole_image.shape[1:] and bool((block["image"][:, 0] > 1).all()))
+    assert inside > 3
+
+
+def test_only_patches_that_need_a_margin_are_read_with_one(cases: list[PreparedCase]) -> None:
+    dataset = make_dataset(cases, augment=replace(TURNED, spatial_probability=0.5))
+    shapes = [tuple(dataset[number]["image"].shape[1:]) for number in range(40)]
+    exact = shapes.count((5, 8, 6))
+    assert 10 < exact < 30
+    mirrored = make_dataset(cases, augment=AugmentConfig(mirror_axes=("D", "H", "W"), rotate_degrees=0, scale=0))
+    assert all(mirrored[number]["image"].shape[1:] == (5, 8, 6) for number in range(10))
+
+
+def test_a_patch_that_is_shifted_out_of_its_case_is_empty(cases: list[PreparedCase]) -> None:
+    config = AugmentConfig(mirror_axes=(), rotate_degrees=0, scale=0, translate=0.99, spatial_probability=1.0)
+    dataset = make_dataset(cases, patch_size=(11, 19, 16), augment=config)
+    augmenter = Augmenter(config, patch_size=(11, 19, 16), seed=3)
+    empty = [float((augmenter(collate_patches([dataset[n]]))["image"] == 0).float().mean()) for n in range(30)]
+    assert max(empty) > 0.8
+
+
+def test_stacking_gives_what_a_network_takes(cases: list[PreparedCase]) -> None:
+    dataset = make_dataset(cases)
+    batch = stack_patches(collate_patches([dataset[0], dataset[1], dataset[2]]))
+    assert batch["image"].shape == (3, 2, 5, 8, 6)
+    assert batch["label"].shape == (3, 5, 8, 6)
+    assert batch["label"].dtype == torch.int64
+    assert batch["number"].tolist() == [0, 1, 2]
+    assert sorted(batch["case_id"]) == ["a", "b", "c"]
+    assert set(batch) == {"image", "label", "number", "case_id"}
+
+
+def test_cases_that_do_not_go_together_are_refused(cases: list[PreparedCase], tmp_path: Path) -> None:
+    bare = store_case(tmp_path, "bare", labelled=False)
+    with pytest.raises(InputError, match="1 of 4 cases have no label map, bare first"):
+        make_dataset([*cases, bare])
+    with pytest.raises(InputError, match="there are no cases"):
+        make_dataset([])
+
+
+def test_a_damaged_case_is_named(tmp_path: Path) -> None:
+    case = store_case(tmp_path, "damaged")
+    path = case.folder / "image.b2nd"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"damaged.*medi3d preprocess --overwrite"):
+        make_dataset([case], patch_size=SHAPE)[0]

@@ -17,7 +17,7 @@ def make_task(**data: object) -> TaskConfig:
 
 
 def test_a_store_reads_like_one_that_was_prepared(tmp_path: Path) -> None:
-    task = make_task(classes=["no", "yes"])
+    task = make_task(layout="csv", classes=["no", "yes"], columns={"label": "label", "target": "class"})
     shapes = ((9, 14, 11), (12, 10, 13))
     written = write_prepared_phantom(tmp_path, task, cases=3, shapes=shapes)
     store = PreparedStore(tmp_path)
