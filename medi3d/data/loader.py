@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _AHEAD = 2
 """Batches that each worker reads ahead."""
 _MOST_WORKERS = 4
 """One worker reads 50 to 100 patches of 96³ voxels a second, far more than a network takes."""
+_DYING_S = 5.0
 _PRELOADED = ["medi3d.data.loader"]
 
 
@@ -121,7 +123,8 @@ class PatchLoader:
         try:
             read = next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
-            if all(process.is_alive() for process in self._processes):
+            # its connection may break a moment before its end is known
+            if not wait([process.sentinel for process in self._processes], timeout=_DYING_S):
                 raise
             due = [number for numbers in self._due for number in numbers]
             names = list(dict.fromkeys(self.dataset.case_of(number).case_id for number in due))
