@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from medi3d import io
 from medi3d.errors import InputError
@@ -165,6 +165,20 @@ def test_only_elements_that_touch_a_known_voxel_count() -> None:
     assert 0.4 < half.prediction_areas.sum() / whole.prediction_areas.sum() < 0.7
     everything = measure_surface_distances(mask, mask, SPACING_MM, known=np.ones_like(mask))
     np.testing.assert_array_equal(everything.prediction_areas, whole.prediction_areas)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_box_that_is_looked_at_changes_nothing(seed: int) -> None:
+    """Annotated background beside the box makes a surface count; here everything is computed on the whole volume."""
+    noise = np.random.default_rng(seed).normal(size=SHAPE)
+    reference = np.where(noise > 0.5, tumour(), IGNORED).astype(np.uint8)
+    known = reference != IGNORED
+    nearest = distance_transform_edt(~known, SPACING_MM, return_distances=False, return_indices=True)
+    masks = [array[tuple(nearest)] > 0 for array in (tumour(3), reference)]
+    distances = measure_surface_distances(*masks, SPACING_MM, known=known)
+    found = score(tumour(3), reference, regions=REGIONS, ignore_label=IGNORED)["whole"]
+    assert found["surface_dice"] == pytest.approx(distances.dice(1.0), rel=1e-9)
+    assert found["hd95_mm"] == pytest.approx(distances.hausdorff_mm(), rel=1e-9)
 
 
 def test_a_reference_that_annotates_nothing_is_refused() -> None:
