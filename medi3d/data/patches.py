@@ -21,6 +21,9 @@ from medi3d.errors import InputError
 from medi3d.io.prepared import PreparedCase
 from medi3d.types import Array, IntTriple
 
+NO_CLASS = -1
+"""``target`` of a case whose class is not known, among cases with classes: it trains the segmentation alone."""
+
 
 class PatchDataset(Dataset[dict[str, Any]]):
     """An endless sequence of patches as they are stored, as a map from patch number to patch.
@@ -38,7 +41,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augment: what the patches are read for; ``None`` reads exact patches.
 
     Raises:
-        InputError: there are no cases, or only some of them have a label map or a class.
+        InputError: there are no cases, or only some of them have a label map, or, without one, a class.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augment: AugmentConfig | None = None,
     ) -> None:
         _check_cases(cases)
+        self.has_classes = any(case.target is not None for case in cases)
         self.sampler = PatchSampler(
             cases,
             patch_size=patch_size,
@@ -83,8 +87,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
         Returns:
             ``image`` ``(C, d, h, w)`` float32; ``label`` ``(d, h, w)`` uint8 where there is a label map; ``target`` int
-            where there is a class; ``offset``, first voxel of the block from the patch's; ``spacing_mm``; ``case_id``;
-            ``number``.
+            where cases have classes, :data:`NO_CLASS` where this one's is not known; ``offset``, first voxel of the
+            block from the patch's; ``spacing_mm``; ``case_id``; ``number``.
 
         Raises:
             InputError: the case's files cannot be read.
@@ -106,8 +110,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
             raise InputError(
                 f"case {case.case_id}: cannot be read ({error}); run `medi3d preprocess --overwrite`"
             ) from error
-        if case.target is not None:
-            sample["target"] = case.target
+        if self.has_classes:
+            sample["target"] = NO_CLASS if case.target is None else case.target
         return sample
 
     def _block(self, number: int, start: IntTriple, case: PreparedCase) -> tuple[IntTriple, IntTriple]:
@@ -174,10 +178,10 @@ def stack_patches(batch: dict[str, Any]) -> dict[str, Any]:
 def _check_cases(cases: Sequence[PreparedCase]) -> None:
     if not cases:
         raise InputError("there are no cases to cut patches from; prepare some, or give another fold")
-    has = {
-        "label map": [case.label() is not None for case in cases],
-        "class": [case.target is not None for case in cases],
-    }
+    labelled = [case.label() is not None for case in cases]
+    # a case with a label map is of use without its class
+    classified = [label or case.target is not None for label, case in zip(labelled, cases, strict=True)]
+    has = {"label map": labelled, "class": classified}
     for what, given in has.items():
         if any(given) and not all(given):
             first = cases[given.index(False)].case_id

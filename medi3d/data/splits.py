@@ -26,7 +26,8 @@ def split_cases(
     """Split cases into the training and validation part of one fold.
 
     Args:
-        cases: prepared cases; their ``group`` is the (hashed) patient, their ``target`` the class.
+        cases: prepared cases; their ``group`` is the (hashed) patient, their ``target`` the class; cases
+            whose class is not known are spread evenly as those of a class are.
         folds: number of folds.
         fold: which fold to validate on, from 0.
         seed: shuffles the patients.
@@ -43,8 +44,11 @@ def split_cases(
     patients = len(set(groups))
     if patients < folds:
         raise InputError(f"{patients} patients cannot be split into {folds} folds; set train.folds lower or add cases")
-    targets = np.array([0 if case.target is None else case.target for case in ordered])
-    for target in np.unique(targets):
+    targets = np.array([-1 if case.target is None else case.target for case in ordered])
+    unknown = targets < 0
+    if unknown.sum() < folds:  # too few to be spread by themselves
+        targets[unknown] = np.bincount(targets[~unknown]).argmax()
+    for target in np.unique(targets[targets >= 0]):
         count = len(set(groups[targets == target]))
         if count < folds:
             raise InputError(

@@ -54,14 +54,17 @@ class Augmenter:
         labels = batch.get("label", [None] * len(numbers))
         offsets = batch.get("offset", [(0, 0, 0)] * len(numbers))
         spacings = batch.get("spacing_mm", [(1.0, 1.0, 1.0)] * len(numbers))
-        pairs = [
-            self._augment_patch(*patch)
-            for patch in zip(numbers, batch["image"], labels, offsets, spacings, strict=True)
-        ]
-        rest = {key: value for key, value in batch.items() if key not in ("offset", "spacing_mm")}
-        augmented = rest | {"image": torch.stack([image for image, _ in pairs])}
-        if "label" in batch:
-            augmented["label"] = torch.stack([label for _, label in pairs if label is not None]).long()
+        augmented = {key: value for key, value in batch.items() if key not in ("offset", "spacing_mm")}
+        first = batch["image"][0]
+        images = first.new_empty((len(numbers), first.shape[0], *self.patch_size))
+        maps = first.new_empty((len(numbers), *self.patch_size), dtype=torch.int64) if "label" in batch else None
+        for row, patch in enumerate(zip(numbers, batch["image"], labels, offsets, spacings, strict=True)):
+            images[row], label = self._augment_patch(*patch)
+            if maps is not None:
+                maps[row] = label
+        augmented["image"] = images
+        if maps is not None:
+            augmented["label"] = maps
         return self._mix(augmented) if self.config.mixup else augmented
 
     def _augment_patch(

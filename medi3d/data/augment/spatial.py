@@ -73,9 +73,11 @@ def spline_weights(n: int, knot_voxels: float) -> Tensor:
 
 def _interpolate(block: Tensor, place: Tensor) -> Tensor:
     """Interpolate linearly, ``(C, d, h, w)`` at ``(3, D, H, W)``; zero beyond the block."""
-    # voxel centre x of n lies at (2 x + 1) / n - 1; the last axis comes first
-    scaled = [axis.mul(2 / n).add_(1 / n - 1) for axis, n in zip(place, block.shape[1:], strict=True)]
-    grid = torch.stack(scaled[::-1]).permute(1, 2, 3, 0)
+    grid = torch.empty_like(place)
+    for axis, n in enumerate(block.shape[1:]):
+        # voxel centre x of n lies at (2 x + 1) / n - 1; the last axis comes first
+        torch.mul(place[axis], 2 / n, out=grid[2 - axis]).add_(1 / n - 1)
+    grid = grid.permute(1, 2, 3, 0)
     return F.grid_sample(block[None], grid[None], padding_mode="zeros", align_corners=False)[0]
 
 
@@ -84,7 +86,7 @@ def _vote(label: Tensor, place: Tensor) -> Tensor:
     padded = F.pad(label, (1, 1, 1, 1, 1, 1))
     steps = (padded.stride(0), padded.stride(1), 1)
     labels = padded.flatten()
-    d, h, w = (torch.clamp(axis + 1, 0, n + 1 - 1e-3) for axis, n in zip(place, label.shape, strict=True))
+    d, h, w = (torch.add(axis, 1).clamp_(0, n + 1 - 1e-3) for axis, n in zip(place, label.shape, strict=True))
     cell = w.to(torch.int32)
     cell.add_(h.to(torch.int32), alpha=steps[1]).add_(d.to(torch.int32), alpha=steps[0])
     cell = cell.flatten()
