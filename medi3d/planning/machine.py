@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,8 @@ from medi3d.errors import ConfigError
 from medi3d.preprocess.scheduling.budget import SHARE, available_bytes
 from medi3d.registry import unknown_name_message
 
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda", "cuda:1")
+"""What messages show; any GPU has a number."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,47 @@ class Machine:
     source: str
 
 
+def find_device(name: str) -> torch.device:
+    """Find the device of a name.
+
+    Args:
+        name: ``auto`` takes a GPU where there is one, ``cpu`` stays on the processor, ``cuda`` and ``cuda:1`` name one.
+
+    Raises:
+        ConfigError: an unknown name, or a GPU that is not there.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(unknown_name_message("device", name, DEVICES))
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"device {name}: torch sees {count} GPUs here; take auto, cpu or one of cuda:0 to cuda:{count - 1}"
+            if count
+            else f"device {name}: torch sees no GPU here; take auto or cpu"
+        )
+    return device
+
+
 def find_machine(device: str = "auto", memory_bytes: int | None = None) -> Machine:
     """Find the training device and its memory.
 
     Args:
-        device: ``auto`` takes a GPU where there is one; ``cpu`` stays on the processor.
+        device: as :func:`find_device` takes it.
         memory_bytes: what training may use; ``None`` takes 80 % of what is free: on the GPU, or else of the machine and
             of the container that this runs in.
 
     Raises:
         ConfigError: an unknown device.
     """
-    if device not in DEVICES:
-        raise ConfigError(unknown_name_message("device", device, DEVICES))
-    kind = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    found = find_device(device)
+    kind = found.type
     if memory_bytes is not None:
         return Machine(kind, memory_bytes, "as given")
-    free = torch.cuda.mem_get_info()[0] if kind == "cuda" else available_bytes()
+    free = torch.cuda.mem_get_info(found)[0] if kind == "cuda" else available_bytes()
     return Machine(kind, int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f} GB that are free")

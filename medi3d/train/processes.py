@@ -1,0 +1,162 @@
+"""The processes of a run and their device: one on this machine, or many that a launcher starts on one or several.
+
+``accelerate launch``, ``torchrun`` and ``scripts/slurm_train`` tell each process its number in ``RANK``,
+``LOCAL_RANK``, ``WORLD_SIZE`` and where the first one is in ``MASTER_ADDR`` and ``MASTER_PORT``; accelerate joins them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, gather_object, patch_environment
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medi3d.config import TaskConfig
+from medi3d.errors import ConfigError, Medi3dError
+from medi3d.planning.machine import find_device
+
+logger = logging.getLogger(__name__)
+
+GROUP_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for another one, which may be predicting a large case, before it takes it for dead."""
+
+_GROUP_SIGNS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed out waiting", "broken pipe")
+"""How torch's backends say that another process is gone."""
+
+
+def create_accelerator(task: TaskConfig, device: str) -> Accelerator:
+    """Join the run's processes.
+
+    Args:
+        task: says the precision.
+        device: as :func:`medi3d.planning.machine.find_device` takes it.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot do what the task asks for.
+    """
+    found = find_device(device)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if launched and found.index is not None:
+        raise ConfigError(f"--device {device}: a launcher gives each process its own GPU; give cuda, cpu or auto")
+    if task.train.precision == "fp16" and found.type == "cpu":
+        raise ConfigError("train.precision: fp16 needs a GPU; take bf16, or no")
+    if not torch.distributed.is_initialized():
+        # accelerate keeps one state a process; this run may want another device or precision than the last one
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if found.index is not None:
+        torch.cuda.set_device(found)
+    named = {"ACCELERATE_TORCH_DEVICE": str(found)} if found.index is not None else {}
+    with patch_environment(**named):
+        return Accelerator(
+            cpu=found.type == "cpu",
+            mixed_precision=task.train.precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
+        )
+
+
+def count_local_processes(accelerator: Accelerator) -> int:
+    """Return how many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
+def share_gradients(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Wrap a network so that its gradients are averaged over processes; with one process it is returned as it is.
+
+    The wrapper knows the parameters that are trained when it is made, and which of them a step uses after the first
+    step (``static_graph``): make a new one when others are frozen. Buffers need no copying: batch norms see the batch
+    of all processes.
+    """
+    if accelerator.num_processes == 1:
+        return model
+    on_gpu = accelerator.device.type == "cuda"
+    return DistributedDataParallel(
+        model,
+        device_ids=[accelerator.device] if on_gpu else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=True,
+    )
+
+
+def seed_process(seed: int, process: int) -> None:
+    """Seed the random numbers of a process: others in each, so that dropout differs between the parts of a batch."""
+    torch.manual_seed((seed << 16) + process)
+
+
+def collect_random_states(accelerator: Accelerator) -> list[dict[str, Tensor]]:
+    """Return the states of the random numbers of all processes, in all processes."""
+    own = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    states: list[dict[str, Tensor]] = gather_object([own])
+    return states
+
+
+def restore_random_state(accelerator: Accelerator, states: Sequence[dict[str, Tensor]]) -> None:
+    """Take up this process's random numbers where they were; those of a device of another kind begin anew."""
+    own = states[accelerator.process_index] if accelerator.process_index < len(states) else {}
+    if "cpu" in own:
+        torch.set_rng_state(own["cpu"])
+    if "cuda" in own and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], accelerator.device)
+
+
+def gather_names(accelerator: Accelerator, names: list[str]) -> list[str]:
+    """Return the names of all processes, in all processes."""
+    gathered: list[str] = gather_object(names)
+    return gathered
+
+
+def agree_on(accelerator: Accelerator, value: float) -> float:
+    """Return the first process's value in all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.broadcast(shared, 0)
+    return float(shared)
+
+
+@contextmanager
+def named_losses(accelerator: Accelerator, run: Path) -> Iterator[None]:
+    """Say of an error of the group's that another process is gone.
+
+    Raises:
+        Medi3dError: in place of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = next((cause for cause in list_causes(error) if _is_of_group(cause)), None)
+        if accelerator.num_processes == 1 or cause is None:
+            raise
+        raise _describe(accelerator, run, cause) from error
+
+
+def _is_of_group(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _GROUP_SIGNS)
+
+
+def _describe(accelerator: Accelerator, run: Path, error: BaseException) -> Medi3dError:
+    reason = str(error).splitlines()[0][:160]
+    return Medi3dError(
+        f"{run}: process {accelerator.process_index} of {accelerator.num_processes} has lost another one ({reason}); "
+        f"that one's own message says why; `medi3d train --resume {run}` under the same launcher goes on"
+    )
+
+
+def list_causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from: layers wrap errors to say where they happened."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
