@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medi3d.config import AugmentConfig
 from medi3d.data.augment import Augmenter
-from medi3d.data.patches import PatchDataset, collate_patches, read_patch, stack_patches
+from medi3d.data.patches import NO_CLASS, PatchDataset, collate_patches, read_patch, stack_patches
 from medi3d.errors import InputError
 from medi3d.io.prepared import ArraySlabs, PreparedCase, read_case, write_case
 from medi3d.io.record import Record
@@ -215,6 +215,17 @@ def test_cases_that_do_not_go_together_are_refused(cases: list[PreparedCase], tm
         make_dataset([*cases, bare])
     with pytest.raises(InputError, match="there are no cases"):
         make_dataset([])
+
+
+def test_cases_whose_class_is_not_known_are_of_use_with_a_label_map(cases: list[PreparedCase], tmp_path: Path) -> None:
+    dataset = make_dataset([replace(cases[0], target=2), *cases[1:]])
+    batch = collate_patches([dataset[number] for number in range(6)])
+    expected = [2 if name == cases[0].case_id else NO_CLASS for name in batch["case_id"]]
+    assert batch["target"].tolist() == expected
+    assert sorted(set(expected)) == [NO_CLASS, 2]
+    bare = store_case(tmp_path, "bare", labelled=False)
+    with pytest.raises(InputError, match="1 of 2 cases have no class, bare first"):
+        make_dataset([bare, replace(bare, target=None)])
 
 
 def test_a_damaged_case_is_named(tmp_path: Path) -> None:

@@ -56,6 +56,17 @@ def test_classes_are_spread_evenly() -> None:
         assert len(split.validation) == 20
 
 
+def test_cases_whose_class_is_not_known_are_spread_evenly_too() -> None:
+    targets = [None, 0, None, 1, None]  # more than half are not known
+    cases = [make_case(n, n, targets[n % 5]) for n in range(100)]
+    target = {case.case_id: case.target for case in cases}
+    for split in all_folds(cases, 5):
+        found = [target[name] for name in split.validation]
+        assert (found.count(None), found.count(0), found.count(1)) == (12, 4, 4)
+    one = [*(make_case(n, n, n % 2) for n in range(20)), make_case(20, 20)]
+    assert len(all_folds(one, 5)) == 5  # one unknown class is no class that a fold may lack
+
+
 def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_cases() -> None:
     cases = [make_case(n, n // 2) for n in range(40)]
     first = split_cases(cases, folds=4, fold=1, seed=3)
