@@ -122,7 +122,7 @@ def _read(path: Path) -> State:
     except WeightsError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a readable checkpoint ({reason[:160]})") from None
     if not isinstance(state, dict) or "model" not in state:
         raise WeightsError(f"{path}: not a checkpoint of a medi3d run")

@@ -19,7 +19,7 @@ import yaml
 
 from medi3d.config import TaskConfig, dump_task, load_task, read_yaml
 from medi3d.data.splits import Split
-from medi3d.errors import InputError
+from medi3d.errors import InputError, Medi3dError
 from medi3d.io import atomic
 from medi3d.runs import environment
 from medi3d.runs.checkpoint import State, has_checkpoint, load_checkpoint
@@ -141,7 +141,10 @@ class RunFolder:
         Raises:
             Medi3dError: the disk is full or fails.
         """
-        self._metrics.append(row)
+        try:
+            self._metrics.append(row)
+        except Medi3dError as error:
+            raise Medi3dError(f"{error}; then `medi3d train --resume {self.path}` goes on") from error
 
     def trim_metrics(self, step: int) -> None:
         """Drop the rows after ``step``: those of steps that a killed run did after its last checkpoint."""

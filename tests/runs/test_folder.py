@@ -14,7 +14,7 @@ import pytest
 
 from medi3d.config import TaskConfig
 from medi3d.data.splits import Split
-from medi3d.errors import InputError, WeightsError
+from medi3d.errors import InputError, Medi3dError, WeightsError
 from medi3d.io import atomic
 from medi3d.runs import environment
 from medi3d.runs.checkpoint import save_checkpoint
@@ -53,6 +53,15 @@ def test_metrics_are_appended_and_trimmed(folder: RunFolder) -> None:
     folder.trim_metrics(4)
     with folder.metrics_file.open(newline="") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4"]
+
+
+def test_a_full_disk_says_how_the_run_goes_on(folder: RunFolder) -> None:
+    folder.append_metrics({"step": 1})
+    folder.metrics_file.unlink()
+    folder.metrics_file.mkdir()
+    message = r"could not be written \(Is a directory\); .*; then `medi3d train --resume .*one` goes on$"
+    with pytest.raises(Medi3dError, match=message):
+        folder.append_metrics({"step": 2})
 
 
 # --- resuming
