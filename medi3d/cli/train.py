@@ -90,10 +90,10 @@ def train_fold(config: TaskConfig, prepared: Path | None, run: Path, resume: boo
             on_event=partial(progress.update, config.name),
             on_plan=partial(print_plan, console=Console()),
         )
+    if result.stopped:
+        _end_stopped(run, f"after step {result.steps}", result.exit_code, quiet=quiet)
     if quiet:
         return
-    if result.stopped:
-        _end_stopped(run, f"after step {result.steps}")
     Console().print(
         f"{result.steps} steps in {result.seconds:.0f} s: validation {_measure(config)} {result.last_score:.4f} "
         f"(best {result.best_score:.4f})\n{result.run}",
@@ -122,11 +122,13 @@ def _train_folds(
             on_event=lambda fold, event: progress.update(f"fold {fold}", event),
             on_plan=partial(print_plan, console=Console()),
         )
+    if not quiet:
+        print_folds(outcomes, Console(), measure=_measure(config))
+    codes = [outcome.result.exit_code for outcome in outcomes if outcome.result and outcome.result.stopped]
+    if codes:
+        _end_stopped(run, "before all folds were finished", max(codes), quiet=quiet)
     if quiet:
         return
-    print_folds(outcomes, Console(), measure=_measure(config))
-    if any(outcome.state == "stopped" for outcome in outcomes):
-        _end_stopped(run, "before all folds were finished")
     _print_scores(folds, data or RAW / config.name, device)
     _end_failed(outcomes, run)
 
@@ -161,9 +163,11 @@ def _end_failed(outcomes: list[FoldOutcome], run: Path) -> None:
         raise typer.Exit(1)
 
 
-def _end_stopped(run: Path, when: str) -> None:
-    typer.echo(f"stopped {when}, saved; go on with: medi3d train --resume {run}", err=True)
-    raise typer.Exit(1)
+def _end_stopped(run: Path, when: str, code: int, *, quiet: bool) -> None:
+    """End as a shell expects of a process that a signal ended, so that a batch system tells it from a failure."""
+    if not quiet:
+        typer.echo(f"stopped {when}, saved; go on with: medi3d train --resume {run}", err=True)
+    raise typer.Exit(code)
 
 
 def _measure(config: TaskConfig) -> str:
