@@ -36,16 +36,16 @@ class FineTuning:
         self._trained = [parameter for parameter in own if parameter.requires_grad]
         self.frozen = False
 
-    def update(self, progress: float) -> bool:
-        """Freeze or unfreeze the encoder as the schedule says; return whether anything has changed."""
+    def update(self, progress: float) -> None:
+        """Freeze or unfreeze the encoder as the schedule says."""
         frozen = self.encoder is not None and progress < self.task.train.freeze
-        changed = frozen != self.frozen
+        if frozen == self.frozen:
+            return
         self.frozen = frozen
-        for parameter in self._trained if changed else ():
+        for parameter in self._trained:
             parameter.requires_grad_(not frozen)
             parameter.grad = None
         self.set_modes()
-        return changed
 
     def set_modes(self) -> None:
         """Put the network into training mode, and what is frozen of it into that of prediction."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object, patch_environment
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError, Medi3dError
@@ -28,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 GROUP_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for another one, which may be predicting a large case, before it takes it for dead."""
+
+_BUCKET_BYTES = 25 * 2**20
 
 _GROUP_SIGNS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed out waiting", "broken pipe")
 """How torch's backends say that another process is gone."""
@@ -68,23 +69,54 @@ def count_local_processes(accelerator: Accelerator) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
 
 
-def share_gradients(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Wrap a network so that its gradients are averaged over processes; with one process it is returned as it is.
+def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+    """Average the gradients over processes, after the last backward pass of a step.
 
-    The wrapper knows the parameters that are trained when it is made, and which of them a step uses after the first
-    step (``static_graph``): make a new one when others are frozen. Buffers need no copying: batch norms see the batch
-    of all processes.
+    DistributedDataParallel would send parts of them while the backward pass goes on, which hides most of the time that
+    it takes between machines. It would also have to be told of weights that are frozen, unfrozen or unused and of parts
+    of a batch that are not to be sent; sending all at once needs none of that.
     """
     if accelerator.num_processes == 1:
-        return model
-    on_gpu = accelerator.device.type == "cuda"
-    return DistributedDataParallel(
-        model,
-        device_ids=[accelerator.device] if on_gpu else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        static_graph=True,
-    )
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    sending = []
+    for bucket in _fill_buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        sending.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in sending:
+        work.wait()
+        parts = (flat / accelerator.num_processes).split([gradient.numel() for gradient in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(one) for part, one in zip(parts, bucket, strict=True)])
+
+
+def _fill_buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Put gradients together up to a size, so that none is sent by itself and sending begins before all are copied."""
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for gradient in gradients:
+        if gradient.nbytes > room:
+            buckets.append([])
+            room = _BUCKET_BYTES
+        buckets[-1].append(gradient)
+        room -= gradient.nbytes
+    return buckets
+
+
+def check_alike(model: nn.Module, accelerator: Accelerator) -> None:
+    """Check that all processes begin with the same weights, as they do where all find the same files.
+
+    Raises:
+        Medi3dError: they do not.
+    """
+    if accelerator.num_processes == 1:
+        return
+    own = float(torch.stack([tensor.detach().double().abs().sum() for tensor in model.state_dict().values()]).sum())
+    sums = gather_object([own])
+    if any(abs(other - sums[0]) > 1e-6 * abs(sums[0]) for other in sums):
+        raise Medi3dError(
+            f"the processes of the run begin with different weights (sums {', '.join(f'{one:.9g}' for one in sums)}); "
+            "give all machines the same files, packages and cache of weights"
+        )
 
 
 def seed_process(seed: int, process: int) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medi3d.config import TaskConfig, parse_duration
 from medi3d.data.augment import Augmenter
@@ -35,12 +34,13 @@ from medi3d.train.losses import create_loss
 from medi3d.train.optimizer import create_optimizer
 from medi3d.train.processes import (
     agree_on,
+    average_gradients,
+    check_alike,
     collect_random_states,
     count_local_processes,
     gather_names,
     restore_random_state,
     seed_process,
-    share_gradients,
 )
 from medi3d.train.schedule import Pace, rate_factor
 from medi3d.train.stop import StopRequest
@@ -84,7 +84,6 @@ class Trainer:
             partial(BatchNormCalls, synchronize) if accelerator.num_processes > 1 else nullcontext
         )
         self.model = self._create_model(pretrained=state is None)
-        self.network = self.model
         self.optimizer = accelerator.prepare(create_optimizer(self.model, task))
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.finetuning = FineTuning(self.model, task)
@@ -151,17 +150,12 @@ class Trainer:
         if self.pace.budget_s is not None and not self.step:
             self.pace.validation_s = self._estimate_validation(validation)
         self.finetuning.set_modes()
-        self._share_gradients()
-
-    def _share_gradients(self) -> None:
-        self.network = share_gradients(self.model, self.accelerator)
-        self._is_new = True
+        check_alike(self.model, self.accelerator)
 
     def _run_steps(self, batches: Iterator[dict[str, Any]], validation: Sequence[PreparedCase]) -> bool:
         """Train to the end of the schedule; return whether a signal asked to stop before that."""
         while self.pace.progress < 1:
-            if self.finetuning.update(self.pace.progress):
-                self._share_gradients()
+            self.finetuning.update(self.pace.progress)
             with self.threads.step():
                 self._train_step(batches)
             seconds = agree_on(self.accelerator, self.seconds)
@@ -185,20 +179,19 @@ class Trainer:
         self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         losses, case_ids = [], []
-        for part in range(config.accumulate):
+        for _ in range(config.accumulate):
             batch = self._ahead or next(batches)
             self._ahead = None
-            with self._sharing(last=part + 1 == config.accumulate):
-                with self._around(), self.accelerator.autocast():
-                    outputs = self.network(batch["image"])
-                loss = self.loss(outputs, batch, progress=self.pace.progress)
-                self.accelerator.backward(loss / config.accumulate)
+            with self._around(), self.accelerator.autocast():
+                outputs = self.model(batch["image"])
+            loss = self.loss(outputs, batch, progress=self.pace.progress)
+            self.accelerator.backward(loss / config.accumulate)
             losses.append(loss.detach())
             case_ids += batch["case_id"]
+        average_gradients(self.model.parameters(), self.accelerator)
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
         self.step += 1
-        self._is_new = False
         if self.average is not None:
             self.average.update(self.step)
         # Before the loss is asked for, which waits for the device: it augments while it ends the step.
@@ -217,16 +210,6 @@ class Trainer:
         of_encoder = self.rate * self.finetuning.rate_factor(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (of_encoder if group["encoder"] else self.rate)
-
-    def _sharing(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Average gradients over processes after the last part of a batch only.
-
-        In its first step a new wrapper learns which parameters are used, and does so after every part.
-        """
-        if last or self._is_new or not isinstance(self.network, DistributedDataParallel):
-            return nullcontext()
-        skipping: AbstractContextManager[Any] = self.network.no_sync()
-        return skipping
 
     def _read(self, cases: Sequence[PreparedCase], step: int) -> PatchLoader:
         config, processes = self.task.train, self.accelerator.num_processes
