@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from medi3d.config import TaskConfig, load_task
@@ -9,11 +11,20 @@ from medi3d.errors import ConfigError
 from medi3d.inflation import DepthPlan, anisotropic
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoder import create_encoder
+from medi3d.models.monai_networks import create_basic_unet, create_dynunet
 from medi3d.models.unet import UNet
+from medi3d.registry import Registry
 from medi3d.types import PathLike
 
 INPUT_SCALES = {"ct": "unit", "mr": "zscore", "percentile": "unit", "dataset": "zscore", "none": "zscore"}
 """Normalisation of the prepared channel → the scale that the encoder expects it on."""
+
+
+NETWORKS: Registry[Callable[[TaskConfig], nn.Module]] = Registry("network")
+"""``model.network`` → how it is made of a task's configuration."""
+
+NETWORKS.add("monai/basic_unet", create_basic_unet)
+NETWORKS.add("monai/dynunet", create_dynunet)
 
 
 def create_model(task: TaskConfig | PathLike) -> nn.Module:
@@ -23,11 +34,12 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         task: a configuration, a built-in task's name, or the path of a task's YAML file.
 
     Returns:
-        A module that maps volumes ``(B, C, D, H, W)`` to logits: ``(B, num_classes, D, H, W)`` for segmentation,
-        ``(B, num_classes)`` for classification. Its ``encoder`` is a :class:`medi3d.models.Encoder`.
+        A module that maps volumes ``(B, C, D, H, W)`` to logits: ``(B, out_channels, D, H, W)`` for segmentation,
+        ``(B, out_channels)`` for classification; in training, to :class:`medi3d.models.outputs.Outputs` where there
+        are more. The ``encoder`` of an inflated network is a :class:`medi3d.models.Encoder`.
 
     Raises:
-        ConfigError: an unknown backbone or initialisation.
+        ConfigError: an unknown network, backbone or initialisation, or options that the network does not have.
         WeightsError: pretrained weights that cannot be had.
 
     Examples:
@@ -36,6 +48,11 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         1
     """
     config = task if isinstance(task, TaskConfig) else load_task(task)
+    return NETWORKS[config.model.network](config)
+
+
+@NETWORKS.register("inflated")
+def _create_inflated(config: TaskConfig) -> nn.Module:
     encoder = create_encoder(
         config.model.backbone,
         in_channels=config.in_channels,
@@ -46,6 +63,7 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         stem_stride=config.model.stem_stride,
         image_size=None if config.train.patch_size is None else config.train.patch_size[1:],
         plan=_depth_plan(config),
+        drop_path=config.model.drop_path,
     )
     if config.kind == "classification":
         return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)
@@ -54,6 +72,8 @@ def create_model(task: TaskConfig | PathLike) -> nn.Module:
         num_classes=config.out_channels,
         decoder_channels=config.model.decoder_channels,
         dropout=config.model.dropout,
+        deep_supervision=config.model.deep_supervision,
+        num_target_classes=len(config.data.classes),
     )
 
 

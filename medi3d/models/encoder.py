@@ -120,6 +120,7 @@ def create_encoder(
     image_size: SliceSize | None = None,
     depth_padding: DepthPadding = "replicate",
     plan: DepthPlan | str = "symmetric",
+    drop_path: float = 0.0,
 ) -> Encoder:
     """Create a 3D encoder from a 2D backbone by inflation.
 
@@ -141,10 +142,12 @@ def create_encoder(
         depth_padding: how convolutions see past the first and last slice; ``"zeros"`` is not exact.
         plan: what each stage does along depth: ``"symmetric"``, ``"i3d"``, ``"slicewise"``, or a
             :class:`medi3d.inflation.DepthPlan`, such as ``anisotropic(spacing_mm)`` makes.
+        drop_path: probability of dropping the last block of a volume in training, which grows from 0 at the first
+            (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
 
     Raises:
-        ConfigError: unknown backbone or init, a stem whose stride cannot be changed, or a size that the backbone
-            cannot take.
+        ConfigError: unknown backbone or init, a stem whose stride cannot be changed, a size that the backbone cannot
+            take, or ``drop_path`` of a backbone without.
         InflationError: the backbone has no exact 3D form.
         WeightsError: weights that cannot be had or do not fit.
 
@@ -155,7 +158,9 @@ def create_encoder(
     """
     profile, checkpoint = _resolve_init(init)
     scales = (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale)
-    backbone = _load_backbone(name, weights, stages=stages, image_size=image_size, pretrained=profile is not None)
+    backbone = _load_backbone(
+        name, weights, stages=stages, image_size=image_size, pretrained=profile is not None, drop_path=drop_path
+    )
     encoder = inflate_backbone(
         backbone,
         name,
@@ -220,11 +225,22 @@ def _log_dropped(name: str, features: nn.Module) -> None:
 
 
 def _load_backbone(
-    name: str, weights: PathLike | None, *, stages: int | None, image_size: SliceSize | None, pretrained: bool
+    name: str,
+    weights: PathLike | None,
+    *,
+    stages: int | None,
+    image_size: SliceSize | None,
+    pretrained: bool,
+    drop_path: float,
 ) -> Backbone:
     state = find_imagenet_weights(name, Path(weights) if weights is not None else None) if pretrained else None
     return create_backbone(
-        name, stages=stages, image_size=image_size, state=state, pretrained=pretrained and state is None
+        name,
+        stages=stages,
+        image_size=image_size,
+        state=state,
+        pretrained=pretrained and state is None,
+        drop_path=drop_path,
     )
 
 

@@ -49,7 +49,13 @@ def create_network(name: str, *, num_classes: int | None = None) -> nn.Module:
 
 
 def create_features(
-    name: str, *, stages: int | None, image_size: SliceSize | None, state: StateDict | None, pretrained: bool
+    name: str,
+    *,
+    stages: int | None,
+    image_size: SliceSize | None,
+    state: StateDict | None,
+    pretrained: bool,
+    drop_path: float,
 ) -> Backbone:
     """Create the network that returns its stages' feature maps; see `medi3d.models.zoo.create_backbone`."""
     plan = _plan(name, image_size)
@@ -58,6 +64,9 @@ def create_features(
         _check_fits(name, state)
     indices = plan.indices[:stages]
     options: dict[str, Any] = {**plan.options, "out_indices": indices}
+    if drop_path:
+        _check_drops(name, drop_path)
+        options["drop_path_rate"] = drop_path
     if state is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": dict(state)}
     try:
@@ -144,6 +153,17 @@ def _describe(module: Any, options: dict[str, Any], size: SliceSize) -> _Plan:
         sorted({1, min(strides), max(strides), 2 * max(strides), 8 * max(strides)}),
     )
     return _Plan(options, tuple(info.out_indices), tuple(info.channels()), strides, SliceRule(size, step))
+
+
+def _check_drops(name: str, drop_path: float) -> None:
+    """Refuse stochastic depth where a network does not take it, or takes it and has no path to drop."""
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, drop_path_rate=drop_path)
+    except TypeError:
+        network = None
+    if network is None or not any(getattr(part, "drop_prob", 0) for part in network.modules()):
+        raise ConfigError(f"model.drop_path: {name} has no stochastic depth; set it to 0, or choose another backbone")
 
 
 def _check_fits(name: str, state: StateDict) -> None:

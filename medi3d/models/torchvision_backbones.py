@@ -61,9 +61,19 @@ def create_network(name: str, *, num_classes: int | None = None, image_size: Sli
 
 
 def create_features(
-    name: str, *, stages: int | None, image_size: SliceSize | None, state: StateDict | None, pretrained: bool
+    name: str,
+    *,
+    stages: int | None,
+    image_size: SliceSize | None,
+    state: StateDict | None,
+    pretrained: bool,
+    drop_path: float,
 ) -> Backbone:
     """Create the network that returns its stages' feature maps; see `medi3d.models.zoo.create_backbone`."""
+    if drop_path:
+        raise ConfigError(
+            f"model.drop_path: only timm's networks take stochastic depth here, not torchvision/{name}; set it to 0"
+        )
     plan = _plan(name, image_size)
     check_stages(f"torchvision/{name}", [tap.stride for tap in plan.taps], stages)
     if pretrained and state is None:

@@ -8,14 +8,18 @@ multiples of the strides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from medi3d.errors import ConfigError
 from medi3d.models.blocks import ConvBlock, PointConv
+from medi3d.models.classifier import create_class_head, pool_features
 from medi3d.models.encoder import Encoder
+from medi3d.models.outputs import Outputs
 
 
 class UpBlock(nn.Module):
@@ -35,19 +39,34 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Segmentation network: encoder, decoder, one logit a label.
+    """Segmentation network: encoder, decoder, one logit an output.
 
     Args:
         encoder: gives the skips; the volume itself, scaled, is the skip at full resolution where the stem is strided.
-        num_classes: number of labels, the background included.
+        num_classes: number of outputs: labels with the background, or regions.
         decoder_channels: channels of the decoder at stride 1, 2, 4, …; the last entry serves coarser ones.
-        dropout: probability of dropping a channel before the head.
+        dropout: probability of dropping a channel before a head.
+        deep_supervision: number of coarser levels that give logits of their own in training (Lee et al. 2015,
+            arXiv:1409.5185).
+        num_target_classes: number of classes of a second head, on the encoder's pooled features; 0 has none.
+
+    Raises:
+        ConfigError: more supervised levels than the decoder has, or no entry of ``decoder_channels``.
     """
 
     def __init__(
-        self, encoder: Encoder, *, num_classes: int, decoder_channels: tuple[int, ...], dropout: float = 0.0
+        self,
+        encoder: Encoder,
+        *,
+        num_classes: int,
+        decoder_channels: tuple[int, ...],
+        dropout: float = 0.0,
+        deep_supervision: int = 0,
+        num_target_classes: int = 0,
     ) -> None:
         super().__init__()
+        if not decoder_channels:
+            raise ConfigError("model.decoder_channels: give at least one entry")
         self.encoder = encoder
         skips = dict(zip((max(stride) for stride in encoder.strides), encoder.channels, strict=True))
         skips.setdefault(1, encoder.in_channels)
@@ -57,20 +76,56 @@ class UNet(nn.Module):
         self.blocks = nn.ModuleDict(
             {str(fine): UpBlock(width[coarse], skips.get(fine, 0), width[fine]) for coarse, fine in pairwise(levels)}
         )
-        self.head = nn.Sequential(nn.Dropout3d(dropout), PointConv(width[1], num_classes))
+        self.head = _create_head(width[1], num_classes, dropout)
+        coarser = levels[-2:0:-1]  # fine → coarse, without the finest and the encoder's last
+        if deep_supervision > len(coarser):
+            raise ConfigError(
+                f"model.deep_supervision: the decoder has {len(coarser)} levels that are coarser than its output; got "
+                f"{deep_supervision}"
+            )
+        supervised = coarser[:deep_supervision]
+        self.coarse_heads = nn.ModuleDict(
+            {str(level): _create_head(width[level], num_classes, dropout) for level in supervised}
+        )
+        # Norms over the batch make nothing of the two or so volumes that segmentation has in one.
+        norm = nn.LayerNorm(sum(encoder.channels))
+        self.class_head = (
+            create_class_head(norm, sum(encoder.channels), num_target_classes, dropout) if num_target_classes else None
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Volume ``(B, C, D, H, W)`` → logits ``(B, num_classes, D, H, W)``."""
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        """Volume ``(B, C, D, H, W)`` → logits ``(B, num_classes, D, H, W)``, and all that is supervised in training."""
         features = self.encoder(x)
+        maps = self._decode(x, features)
+        logits: Tensor = self.head(maps["1"])
+        if not self.training or (not self.coarse_heads and self.class_head is None):
+            return logits
+        coarse = [head(maps[level]) for level, head in self.coarse_heads.items()]
+        return Outputs((logits, *coarse), self._classify(features) if self.class_head is not None else None)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Volume ``(B, C, D, H, W)`` → logits ``(B, num_target_classes)`` of the second head."""
+        return self._classify(self.encoder(x))
+
+    def _classify(self, features: Sequence[Tensor]) -> Tensor:
+        assert self.class_head is not None, "a network without num_target_classes has no second head"
+        logits: Tensor = self.class_head(pool_features(features))
+        return logits
+
+    def _decode(self, x: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the decoder's map at each stride."""
         skips = {str(max(stride)): feature for stride, feature in zip(self.encoder.strides, features, strict=True)}
         skips.setdefault("1", self.encoder.scaling.scale(x))
-        current = features[-1]
+        current, maps = features[-1], {}
         for level, block in self.blocks.items():
             skip = skips.get(level)
             size = skip.shape[2:] if skip is not None else _size_at(int(level), x, current)
-            current = block(current, skip, size)
-        logits: Tensor = self.head(current)
-        return logits
+            current = maps[level] = block(current, skip, size)
+        return maps
+
+
+def _create_head(channels: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout3d(dropout), PointConv(channels, outputs))
 
 
 def _size_at(level: int, volume: Tensor, coarser: Tensor) -> torch.Size:

@@ -49,6 +49,7 @@ def create_backbone(
     image_size: SliceSize | None = None,
     state: StateDict | None = None,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """Create a 2D network that returns its stages' feature maps.
 
@@ -59,15 +60,16 @@ def create_backbone(
             weights were trained at. Networks that take any size are made as always.
         state: the weights of the whole classification network, by the library's names; every tensor must fit.
         pretrained: without ``state``, take the library's own pretrained weights from its hub or the hub's cache.
+        drop_path: stochastic depth of the last block, as timm's ``drop_path_rate``.
 
     Raises:
-        ConfigError: unknown name, a network that gives no stage features, more stages than it has, or a size that it
-            cannot take.
+        ConfigError: unknown name, a network that gives no stage features, more stages than it has, a size that it
+            cannot take, or stochastic depth of a network without.
         WeightsError: the weights cannot be had or do not fit.
     """
     library, own_name = _find_library(name)
     backbone: Backbone = library.create_features(
-        own_name, stages=stages, image_size=image_size, state=state, pretrained=pretrained
+        own_name, stages=stages, image_size=image_size, state=state, pretrained=pretrained, drop_path=drop_path
     )
     return backbone
 
