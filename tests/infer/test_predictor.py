@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import Tensor, nn
 
 from medi3d import io
-from medi3d.config import TaskConfig, dump_task
+from medi3d.config import ColumnsConfig, TaskConfig, dump_task
 from medi3d.errors import ConfigError, InputError, WeightsError
 from medi3d.export import export_run
 from medi3d.infer import predictor as predictor_module
+from medi3d.infer.batch import predict_files
 from medi3d.infer.predictor import Predictor, load_model
 from medi3d.infer.restore import restore_labels
 from medi3d.infer.windows import predict_logits
@@ -66,6 +69,105 @@ def test_segmentation_averages_probabilities_and_not_labels(
         lambda model, image, task: answers.pop(0)[:, None, None, None].expand(3, *image.shape[1:]),
     )
     assert (both.predict_labels(volume).array == 2).all()
+
+
+class TwoHeads(nn.Module):
+    """Stands for a network that tells labels and classes, each by one number."""
+
+    def __init__(self, label: float, classes: tuple[float, float] = (0.0, 0.0)) -> None:
+        super().__init__()
+        self.label = nn.Parameter(torch.tensor(label))
+        self.classes = nn.Parameter(torch.tensor(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x * 0, x * 0 + self.label, x * 0 - 9], 1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classes.expand(len(x), 2)
+
+
+@pytest.fixture
+def two_task_runs(
+    segmentation_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """Runs of a segmentation task with classes; their networks are made up."""
+    networks = [TwoHeads(0.2, (0.0, 1.0)), TwoHeads(-9.0, (3.0, 1.0))]
+    columns = ColumnsConfig(label="mask", target="class")
+    for run, name in zip(segmentation_runs, ("one", "two"), strict=True):
+        shutil.copytree(run, tmp_path / name)
+        task = RunFolder(run).load_config()
+        data = replace(task.data, layout="csv", columns=columns, classes=("benign", "malignant"))
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(dump_task(replace(task, data=data))))
+    monkeypatch.setattr(predictor_module, "load_model", lambda task, checkpoint: networks.pop(0).eval())
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_a_task_of_both_kinds_gives_labels_and_classes(two_task_runs: tuple[Path, Path], volume: Volume) -> None:
+    both = Predictor(two_task_runs, device="cpu")
+    label, classes = both.predict(volume)
+    assert label is not None
+    assert classes is not None
+    assert not label.array.any()  # a sure no outvotes an unsure yes
+    expected = (torch.softmax(torch.tensor([0.0, 1.0]), 0) + torch.softmax(torch.tensor([3.0, 1.0]), 0)) / 2
+    np.testing.assert_allclose(classes, expected.numpy(), rtol=1e-5)
+    first = Predictor.holding_out(both, min(RunFolder(two_task_runs[0]).load_split().validation))
+    assert first is not None
+    assert (first.predict_labels(volume).array == 1).all()
+    np.testing.assert_allclose(first.predict_classes(volume), torch.softmax(torch.tensor([0.0, 1.0]), 0), rtol=1e-5)
+
+
+def test_label_maps_and_the_table_of_classes_lie_side_by_side(
+    two_task_runs: tuple[Path, Path], tiny: Path, tmp_path: Path
+) -> None:
+    source = tiny / "raw" / "tiny_segmentation" / "imagesTr"
+    summary = predict_files(Predictor(two_task_runs, device="cpu"), source, tmp_path / "out")
+    assert summary.output == tmp_path / "out"
+    cases = [f"case_{number}" for number in range(6)]
+    assert summary.predicted == cases
+    assert sorted(path.name for path in summary.output.iterdir()) == [
+        *(f"{case}.nii.gz" for case in cases), "predictions.csv",
+    ]  # fmt: skip
+    with (summary.output / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case_id"] for row in rows] == cases
+    for row in rows:
+        assert float(row["benign"]) + float(row["malignant"]) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == "benign"
+
+
+def test_what_a_task_has_not_is_not_predicted(
+    segmentation_runs: tuple[Path, Path], classification_runs: tuple[Path, Path], volume: Volume
+) -> None:
+    with pytest.raises(ConfigError, match=r"tiny_segmentation has no data\.classes to predict"):
+        Predictor(segmentation_runs[:1]).predict_classes(volume)
+    with pytest.raises(ConfigError, match="tiny_classification is a classification; it has classes to predict, and no"):
+        Predictor(classification_runs[:1]).predict_labels(
+            volume, center_mm=tuple(volume.grid.index_to_world([4, 9, 6]))
+        )
+
+
+def test_runs_that_tell_regions_give_labels(
+    segmentation_runs: tuple[Path, Path], volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run is very sure of the inner region, two are not of it: their posteriors are averaged, not their logits."""
+    run = tmp_path / "run"
+    shutil.copytree(segmentation_runs[0], run)
+    task = RunFolder(run).load_config()
+    task = replace(task, data=replace(task.data, regions={"whole": (1, 2), "inner": (2,)}))
+    (run / "config.yaml").write_text(yaml.safe_dump(dump_task(task)))
+
+    class Regions(TwoHeads):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x * 0 + 6, x * 0 + self.label], 1)
+
+    networks = [Regions(9.0), Regions(-3.0), Regions(-3.0)]
+    monkeypatch.setattr(predictor_module, "load_model", lambda task, checkpoint: networks.pop(0).eval())
+    both = Predictor([run, run, run], device="cpu")
+    assert (both.predict_labels(volume).array == 1).all()
+    labels, _ = both.predict_prepared(torch.zeros(1, 4, 5, 6))
+    assert labels is not None
+    logits = torch.tensor([[0.0, 6.0, 15.0], [0.0, 6.0, 3.0], [0.0, 6.0, 3.0]])
+    torch.testing.assert_close(labels[:, 0, 0, 0], torch.softmax(logits, 1).mean(0))
 
 
 def test_only_the_runs_that_held_a_case_out(segmentation_runs: tuple[Path, Path]) -> None:
