@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medi3d.config.values import STRICT_KEYS, Duration, Fraction, Positive, PositiveInt, SizeTriple
+from medi3d.config.values import STRICT_KEYS, Duration, Fraction, Positive, PositiveInt, Precision, SizeTriple
 
 PLANNED_KEYS = (
     "train.patch_size",
@@ -104,7 +104,7 @@ class TrainConfig:
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read patches; 0 reads in the training process, ``None`` decides by the machine."""
 
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass in place of keeping them: less memory, a third more time."""
     compile: bool = False

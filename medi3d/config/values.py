@@ -28,6 +28,15 @@ Spacing = SpacingTriple | Literal["median", "native"]
 SizeTriple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(as_triple)]
 
 
+def _name_no(value: object) -> object:
+    """Take YAML's ``no``, which it reads as false, as the word."""
+    return "no" if value is False else value
+
+
+Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_name_no)]
+"""Number format of the forward pass; ``no`` stays in float32."""
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds of a duration such as ``10m``, ``1h30m``, ``45s``.
 

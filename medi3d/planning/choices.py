@@ -89,7 +89,6 @@ def choose_patch_size(situation: Situation) -> Choice:
     grain, whole = find_grain(task, slices), data.median
     if slices is not None and slices.step is None:
         whole = (whole[0], *slices.size)
-        grain = (grain[0], *slices.size)
     if (
         task.kind == "classification"
         and task.preprocess.crop == "cube"

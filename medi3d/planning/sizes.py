@@ -12,14 +12,16 @@ from medi3d.types import IntTriple
 
 
 def find_grain(task: TaskConfig, slices: SliceRule | None) -> IntTriple:
-    """Return what patch edges are multiples of, along ``(D, H, W)``.
+    """Return what patch edges are multiples of, along ``(D, H, W)``; slices of one size are a multiple of themselves.
 
     Args:
         task: names the network.
         slices: which slices its encoder takes; ``None`` where it has none.
     """
     grain = RULES.grain if task.model.network == "inflated" else RULES.other_grain
-    step = (slices.step if slices is not None else None) or 1
+    if slices is not None and slices.step is None:
+        return grain, *slices.size
+    step = 1 if slices is None or slices.step is None else slices.step
     across = -(-grain // step) * step
     return grain, across, across
 
@@ -64,4 +66,4 @@ def count_stages(strides: Sequence[IntTriple], patch_size: IntTriple, coarsest_v
         3
     """
     edge = min(patch_size[1:])
-    return max(1, sum(edge / max(stride[1:]) >= coarsest_voxels for stride in strides))
+    return max(1, sum(-(-edge // max(stride[1:])) >= coarsest_voxels for stride in strides))

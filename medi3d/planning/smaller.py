@@ -8,9 +8,11 @@ from typing import Any
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError
 from medi3d.planning.rules import RULES
-from medi3d.planning.sizes import find_grain
+from medi3d.planning.sizes import find_grain, fit_patch
 from medi3d.planning.trial import TrialNetwork
 from medi3d.types import IntTriple
+
+_SHRINK = 0.75
 
 
 def next_smaller(task: TaskConfig) -> dict[str, Any]:
@@ -35,8 +37,8 @@ def next_smaller(task: TaskConfig) -> dict[str, Any]:
     """
     config = task.train
     trial = TrialNetwork(task)
-    factor = next(n for n in range(2, task.batch_size + 2) if task.batch_size % n == 0 or n > task.batch_size)
-    batch = task.batch_size // factor
+    factor = next((n for n in range(2, task.batch_size + 1) if task.batch_size % n == 0), task.batch_size + 1)
+    batch = task.batch_size // factor  # 0 for a single patch
     if batch >= _smallest_batch(task, trial):
         return {"train.batch_size": batch, "train.accumulate": config.accumulate * factor}
     if not config.checkpoint_activations:
@@ -59,16 +61,11 @@ def _smallest_batch(task: TaskConfig, trial: TrialNetwork) -> int:
 
 
 def _smaller_patch(task: TaskConfig, trial: TrialNetwork) -> IntTriple | None:
-    """Return the patch less one grain along the axis that is longest in grains; ``None`` at the smallest."""
-    slices = trial.slices
-    grain = find_grain(task, slices)
-    axes = [0, 1, 2] if slices is None or slices.step is not None else [0]
+    """Return a patch of three quarters of the voxels at most that the network takes; ``None`` where there is none."""
+    grain = find_grain(task, trial.slices)
+    patch = fit_patch(task.patch_size, grain, _SHRINK * math.prod(task.patch_size))
+    # Below its coarsest stride, a network's decoder begins with a single voxel, which its norms cannot learn from.
     coarsest = trial.strides[-1] if trial.strides else (1, 1, 1)
-    least = [max(RULES.smallest_edge, RULES.coarsest_voxels[task.kind] * stride) for stride in coarsest]
-    shrunk = {axis: (math.ceil(task.patch_size[axis] / grain[axis]) - 1) * grain[axis] for axis in axes}
-    usable = [axis for axis in axes if shrunk[axis] >= min(least[axis], task.patch_size[axis])]
-    if not usable:
-        return None
-    longest = max(usable, key=lambda axis: task.patch_size[axis] / grain[axis])
-    patch = [shrunk[axis] if axis == longest else edge for axis, edge in enumerate(task.patch_size)]
-    return patch[0], patch[1], patch[2]
+    edges = zip(patch, task.patch_size, coarsest, strict=True)
+    fits = all(edge >= min(stride, before) for edge, before, stride in edges)
+    return patch if fits and math.prod(patch) < math.prod(task.patch_size) else None
