@@ -66,3 +66,18 @@ def test_frozen_kernel_takes_no_gradient():
     conv3d(volume, weight, None, (1, 1, 1), (0, 1, 1), (1, 1, 1), 4).sum().backward()
     assert weight.grad is None
     assert volume.grad is not None
+
+
+def test_under_autocast_the_depthwise_convolution_stays_in_float32():
+    torch.manual_seed(0)
+    volume = torch.randn(2, 4, 5, 6, 7).bfloat16().requires_grad_()
+    weight = torch.randn(4, 1, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = conv3d(volume, weight, None, (1, 1, 1), (1, 1, 1), (1, 1, 1), 4)
+    assert output.dtype == torch.float32
+    expected = functional.conv3d(volume.float(), weight, None, padding=1, groups=4)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    of_volume, of_weight = torch.autograd.grad(output.square().sum(), (volume, weight))
+    exact_volume, exact_weight = torch.autograd.grad(expected.square().sum(), (volume, weight))
+    torch.testing.assert_close(of_weight, exact_weight, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(of_volume, exact_volume, atol=1e-2, rtol=1e-2)  # rounded to bfloat16
