@@ -101,3 +101,102 @@ def test_a_table_without_a_task_is_refused(tmp_path: Path) -> None:
     result = run("--predictions", tmp_path / "p.csv", "--references", tmp_path / "r.csv")
     with pytest.raises(ConfigError, match="give --task, which tells the classes"):
         raise result.exception or AssertionError(result.output)
+
+
+# --- regions, ignored voxels, classes beside label maps
+
+TUMOURS = """
+name: tumours
+kind: segmentation
+data:
+  channels: [T1]
+  labels: {1: core, 2: edema}
+  regions: {whole: [1, 2], core: [1]}
+  ignore_label: 9
+"""
+
+NODULES = """
+name: nodules
+kind: segmentation
+data:
+  layout: csv
+  channels: [CT]
+  labels: {1: nodule}
+  classes: [benign, malignant]
+  table: nodules.csv
+  columns: {images: [image], label: mask, target: label}
+"""
+
+
+def test_regions_are_scored_beside_labels_and_ignored_voxels_are_not(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    predictions, references = folders
+    for case in ("one", "two"):
+        label = io.read_label_map(references / f"{case}.nii.gz")
+        array = label.array.copy()
+        array[0, :, :4] = 9
+        array[0, 2:5, 4:6, 4:6] = 2  # half of what is left of 1, and found as 1
+        io.write_label_map(LabelMap(array, label.affine), references / f"{case}.nii.gz")
+    (tmp_path / "tumours.yaml").write_text(TUMOURS)
+    result = run("--predictions", predictions, "--references", references, "--task", tmp_path / "tumours.yaml")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((predictions / "evaluation" / "summary.json").read_text())
+    dice = {name: metrics["dice"]["value"] for name, metrics in summary["scores"].items()}
+    assert dice == pytest.approx(
+        {"core": 1 / 3, "edema": 0, "whole": 0.75, "all labels": 1 / 6, "all regions": (0.75 + 1 / 3) / 2}
+    )
+    assert all(name in result.output for name in ("whole", "all regions"))
+    rows = (predictions / "evaluation" / "cases.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in rows[1:]] == [
+        [case, name] for case in ("one", "two") for name in ("core", "edema", "whole")
+    ]
+
+
+@pytest.fixture
+def nodules(folders: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Predictions, raw data and YAML file of a task with masks and classes."""
+    predictions, raw = folders
+    (tmp_path / "nodules.yaml").write_text(NODULES)
+    rows = [
+        f"{case},{case},i.nii.gz,{case}.nii.gz,{label}" for case, label in (("one", "benign"), ("two", "malignant"))
+    ]
+    write(raw / "i.nii.gz", start=2)
+    (raw / "nodules.csv").write_text("\n".join(["case_id,patient_id,image,mask,label", *rows]))
+    (predictions / "predictions.csv").write_text("case_id,benign,malignant\none,0.9,0.1\ntwo,0.3,0.7\n")
+    return predictions, raw, tmp_path / "nodules.yaml"
+
+
+def test_label_maps_and_classes_are_scored_in_one_call(nodules: tuple[Path, Path, Path]) -> None:
+    predictions, raw, task = nodules
+    result = run("--predictions", predictions, "--references", raw, "--task", task, "--bootstrap", "50")
+    assert result.exit_code == 0, result.output
+    masks = json.loads((predictions / "evaluation" / "summary.json").read_text())
+    assert masks["kind"] == "segmentation"
+    assert masks["scores"]["nodule"]["dice"]["value"] == pytest.approx(0.75)
+    classes = json.loads((predictions / "evaluation" / "classes" / "summary.json").read_text())
+    assert classes["kind"] == "classification"
+    assert classes["scores"]["malignant"]["auc"]["value"] == 1.0
+    assert "surface Dice" in result.output
+    assert "AUC" in result.output
+
+
+def test_the_table_alone_or_the_label_maps_alone_are_scored_too(nodules: tuple[Path, Path, Path]) -> None:
+    predictions, raw, task = nodules
+    table = run("--predictions", predictions / "predictions.csv", "--references", raw, "--task", task)
+    assert table.exit_code == 0, table.output
+    assert "AUC" in table.output
+    assert "Dice" not in table.output
+    assert not (predictions / "evaluation" / "classes").exists()
+    (predictions / "predictions.csv").unlink()
+    masks = run("--predictions", predictions, "--references", raw, "--task", task)
+    assert masks.exit_code == 0, masks.output
+    assert "AUC" not in masks.output
+
+
+def test_a_class_that_cannot_be_scored_fails_the_call(nodules: tuple[Path, Path, Path]) -> None:
+    predictions, raw, task = nodules
+    (predictions / "predictions.csv").write_text("case_id,benign,malignant\none,0.9,0.1\ntwo,0.3,9\n")
+    result = run("--predictions", predictions, "--references", raw, "--task", task)
+    assert result.exit_code == 1
+    assert "holds no probabilities that sum to 1" in result.output
