@@ -120,7 +120,7 @@ def _list_raw_references(references: Path, data: DataConfig) -> tuple[list[RawCa
     return list_raw_cases(references, data, need_label=True) if is_raw[data.layout] else (None, [])
 
 
-def print_result(result: Evaluation, written: tuple[Path, Path]) -> None:
+def print_result(result: Evaluation, written: tuple[Path, ...]) -> None:
     """Print the scores, where they are written, and what could not be scored."""
     table = Table("", "metric", "value", "95 % interval", "cases")
     for name, metrics in result.scores.items():

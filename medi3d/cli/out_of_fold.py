@@ -34,13 +34,13 @@ class OutOfFold:
     """What came of it.
 
     Attributes:
-        evaluation: scores of the held-out cases.
+        evaluations: scores of the held-out cases, of their ``labels``, of their ``classes``, or of both.
         predictions: what was predicted, and what could not be.
         grid: ``native``, or ``prepared`` where the raw data is not at hand.
         notes: what a reader of the scores should know, one line each.
     """
 
-    evaluation: Evaluation
+    evaluations: Mapping[str, Evaluation]
     predictions: PredictionSummary
     grid: str
     notes: tuple[str, ...] = ()
@@ -71,8 +71,10 @@ def score_out_of_fold(folds: FoldsFolder, *, raw: Path, device: str, on_case: On
         result = _score_raw(predictor, _find_raw(raw, task, held_out), prepared, folds.out_of_fold, on_case)
     else:
         result = _score_prepared(predictor, prepared, folds.out_of_fold, on_case, raw)
-    _, summary = result.evaluation.write(folds.out_of_fold / "evaluation")
-    scores = json.loads(summary.read_text(encoding="utf-8"))["scores"]
+    scores = {}
+    for kind, evaluation in result.evaluations.items():
+        _, summary = evaluation.write(folds.out_of_fold / "evaluation" / kind)
+        scores[kind] = json.loads(summary.read_text(encoding="utf-8"))["scores"]
     folds.write(record | {"evaluation": _describe(result, scores)})
     return result
 
@@ -113,33 +115,38 @@ def _score_prepared(
 
 def _score(
     task: TaskConfig, predicted: PredictionSummary, references: Mapping[str, Path], prepared: list[PreparedCase]
-) -> Evaluation:
+) -> dict[str, Evaluation]:
     """Score predictions, with intervals over patients: cases of one are drawn together."""
-    if task.kind == "classification":
-        return _score_classes(task, predicted, prepared)
-    return evaluate_segmentation(
-        {case_id: predicted.output / f"{case_id}.nii.gz" for case_id in predicted.predicted},
-        references,
-        task.data.labels,
-        tolerance_mm=task.evaluate.tolerance_mm,
-        bootstrap=task.evaluate.bootstrap,
-        seed=task.train.seed,
-        groups={case.case_id: case.group for case in prepared},
-    )
+    scores: dict[str, Evaluation] = {}
+    if task.kind == "segmentation":
+        scores["labels"] = evaluate_segmentation(
+            {case_id: predicted.output / f"{case_id}.nii.gz" for case_id in predicted.predicted},
+            references,
+            task.data.labels,
+            tolerance_mm=task.evaluate.tolerance_mm,
+            bootstrap=task.evaluate.bootstrap,
+            seed=task.train.seed,
+            regions=task.data.regions,
+            ignore_label=task.data.ignore_label,
+            groups={case.case_id: case.group for case in prepared},
+        )
+    table = predicted.output / "predictions.csv" if task.kind == "segmentation" else predicted.output
+    with_class = [case for case in prepared if case.target is not None]
+    if task.data.classes and with_class:
+        scores["classes"] = _score_classes(task, table, with_class)
+    return scores
 
 
-def _score_classes(task: TaskConfig, predicted: PredictionSummary, prepared: list[PreparedCase]) -> Evaluation:
+def _score_classes(task: TaskConfig, predictions: Path, prepared: list[PreparedCase]) -> Evaluation:
     with TemporaryDirectory() as folder:
-        table = Path(folder) / "references.csv"
-        with table.open("w", newline="", encoding="utf-8") as stream:
+        references = Path(folder) / "references.csv"
+        with references.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(("case_id", "patient", "class"))
-            for case in prepared:
-                assert case.target is not None  # preprocessing leaves out cases without a class
-                writer.writerow((case.case_id, case.group, task.data.classes[case.target]))
+            writer.writerows((case.case_id, case.group, task.data.classes[case.target or 0]) for case in prepared)
         return evaluate_classification(
-            predicted.output,
-            table,
+            predictions,
+            references,
             task.data.classes,
             case_column="case_id",
             target_column="class",
@@ -151,12 +158,12 @@ def _score_classes(task: TaskConfig, predicted: PredictionSummary, prepared: lis
 
 def _describe(result: OutOfFold, scores: dict[str, Any]) -> dict[str, Any]:
     """Return the evaluation's part of the folder's record."""
-    problems = [*result.evaluation.problems]
+    problems = [problem for evaluation in result.evaluations.values() for problem in evaluation.problems]
     problems += [f"{case}: {text}" for case, text in result.predictions.problems.items()]
     return {
         "grid": result.grid,
         "checkpoint": CHECKPOINT,
-        "cases": result.evaluation.cases,
+        "cases": {kind: evaluation.cases for kind, evaluation in result.evaluations.items()},
         "scores": scores,
         "notes": [*result.notes],
         "problems": problems,

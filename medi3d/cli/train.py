@@ -129,7 +129,8 @@ def _train_folds(
         _end_stopped(run, "before all folds were finished", max(codes), quiet=quiet)
     if quiet:
         return
-    _print_scores(folds, data or RAW / config.name, device)
+    if any(outcome.state == "finished" for outcome in outcomes):
+        _print_scores(folds, data or RAW / config.name, device)
     _end_failed(outcomes, run)
 
 
@@ -148,7 +149,8 @@ def _print_scores(folds: Any, raw: Path, device: str) -> None:
             device=device,
             on_case=lambda case, number, total: bar.update(row, description=case, completed=number, total=total),
         )
-    print_result(scored.evaluation, (folds.record_file, folds.out_of_fold))
+    for kind, evaluation in scored.evaluations.items():
+        print_result(evaluation, (folds.out_of_fold / "evaluation" / kind,))
     for line in (*scored.notes, *(f"{case}: {text}" for case, text in scored.predictions.problems.items())):
         typer.echo(line, err=True)
     typer.echo(f"predict new cases with all folds: medi3d predict {folds.path} --input IMAGES --output FOLDER")
@@ -159,7 +161,8 @@ def _end_failed(outcomes: list[FoldOutcome], run: Path) -> None:
     for outcome in failed:
         typer.echo(f"fold {outcome.fold} failed: {outcome.problem}", err=True)
     if failed:
-        typer.echo(f"go on with: medi3d train --resume {run}", err=True)
+        if any(outcome.run.exists() for outcome in outcomes):
+            typer.echo(f"go on with: medi3d train --resume {run}", err=True)
         raise typer.Exit(1)
 
 

@@ -89,8 +89,7 @@ def describe_event(event: TrainEvent) -> str:
 
 
 def _as_line(name: str, event: TrainEvent) -> str:
-    left = event.seconds * (1 - event.progress) / event.progress if event.progress > 0 else None
-    eta = "-" if left is None else str(timedelta(seconds=round(left)))
+    eta = "-" if event.eta_s is None else str(timedelta(seconds=round(event.eta_s)))
     elapsed = timedelta(seconds=round(event.seconds))
     return f"{name}  {event.progress:4.0%}  {describe_event(event)}  {elapsed} ETA {eta}"
 

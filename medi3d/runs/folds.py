@@ -57,7 +57,7 @@ class FoldsFolder:
         try:
             record = json.loads(self.record_file.read_text(encoding="utf-8"))
             return {**record, "folds": {int(fold): entry for fold, entry in record["folds"].items()}}
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.record_file}: not the record of a cross-validation ({error})") from None
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -24,12 +24,14 @@ import torch
 from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import ConfigError, Medi3dError
 from medi3d.io.prepared import PreparedStore
-from medi3d.planning import Plan, plan_task, write_plan
+from medi3d.planning import Plan, write_plan
 from medi3d.runs.checkpoint import has_checkpoint, load_checkpoint
 from medi3d.runs.folder import RunFolder
 from medi3d.runs.folds import FoldsFolder
-from medi3d.train.loop import TrainEvent, TrainResult, train_task
+from medi3d.train.loop import TrainEvent, TrainResult, plan_alike, train_task
+from medi3d.train.processes import create_accelerator
 from medi3d.train.stop import StopRequest
+from medi3d.train.threads import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -102,29 +104,35 @@ def cross_validate(
 
     Raises:
         InputError: no prepared cases.
+        ConfigError: what keeps every fold from beginning.
         Medi3dError: the folder cannot be written.
     """
     if jobs > 1 and "RANK" in os.environ:
         raise ConfigError("--jobs: several folds at a time are for a single process; leave it out under a launcher")
     folds = FoldsFolder(folder)
-    plan = plan_task(task, PreparedStore(prepared), device=device)
+    earlier = folds.read()["folds"] if folds.exists else {}
+    plan = plan_alike(task, PreparedStore(prepared), create_accelerator(task, device), device=device, jobs=jobs)
     task = plan.task
     record: dict[str, Any] = {
         "task": dump_task(task),
         "prepared": str(prepared.resolve()),
-        "folds": {fold: {"state": "open"} for fold in range(task.train.folds)},
+        "folds": {fold: earlier.get(fold, {"state": "open"}) for fold in range(task.train.folds)},
     }
-    _write(folds, record)
     if plan.chosen and is_main_process():
-        write_plan(plan, folder / "plan.yaml")
         on_plan(plan)
+
+    def tell(fold: int, event: TrainEvent) -> None:
+        if not folds.exists:
+            _write(folds, record, plan)
+        on_event(fold, event)
+
     todo = [FoldJob(task, prepared, folds.fold(fold).path, fold, device) for fold in range(task.train.folds)]
     outcomes: list[FoldOutcome] = []
-    with closing(_one_by_one(todo, on_event) if jobs == 1 else _side_by_side(todo, jobs, on_event)) as ended:
+    with closing(_one_by_one(todo, tell) if jobs == 1 else _side_by_side(todo, jobs, tell)) as ended:
         for outcome in ended:
             outcomes.append(outcome)
             record["folds"][outcome.fold] = _describe(outcome)
-            _write(folds, record)
+            _write(folds, record, plan)
     return sorted(outcomes, key=lambda outcome: outcome.fold)
 
 
@@ -161,6 +169,8 @@ def _train_fold(job: FoldJob, on_event: Callable[[TrainEvent], None]) -> FoldOut
                 resume=begun,
                 on_event=on_event,
             )
+    except ConfigError:
+        raise
     except Medi3dError as error:
         return FoldOutcome(job.fold, job.run, problem=str(error))
     except Exception as error:
@@ -192,12 +202,15 @@ def _side_by_side(todo: Sequence[FoldJob], jobs: int, on_event: OnFold) -> Gener
                 for connection in wait(list(running), timeout=_LOOK_EVERY_S):
                     child = running[cast(Connection, connection)]
                     message = child.receive()
-                    if isinstance(message, FoldOutcome):
-                        del running[child.connection]
-                        slots.append(child.slot)
-                        yield message
-                    else:
+                    if isinstance(message, TrainEvent):
                         on_event(child.job.fold, message)
+                        continue
+                    del running[child.connection]
+                    slots.append(child.slot)
+                    if message is not None:
+                        yield message
+                    elif not told:  # else it heard the signal before it could begin
+                        yield child.explain_end(jobs)
                 if stop.requested and not told:
                     told = True
                     for child in running.values():
@@ -219,17 +232,22 @@ class _Child:
         self.process.start()
         theirs.close()
 
-    def receive(self) -> TrainEvent | FoldOutcome:
-        """Return what the process tells next: at last, how the fold ended, or that the process was killed."""
+    def receive(self) -> TrainEvent | FoldOutcome | None:
+        """Return what the process tells next: at last, how the fold ended; ``None`` where it died without a word."""
         try:
             message: TrainEvent | FoldOutcome = self.connection.recv()
         except EOFError:
             self.process.join()
-            problem = f"its process was killed ({_name_exit(self.process.exitcode)}); memory may not suffice for --jobs"
-            return FoldOutcome(self.job.fold, self.job.run, problem=problem)
+            return None
         if isinstance(message, FoldOutcome):
             self.process.join()
         return message
+
+    def explain_end(self, jobs: int) -> FoldOutcome:
+        """Say how the process died."""
+        cause = _name_exit(self.process.exitcode)
+        problem = f"its process was killed ({cause}); memory may not suffice for --jobs {jobs}"
+        return FoldOutcome(self.job.fold, self.job.run, problem=problem)
 
 
 def _run_child(job: FoldJob, connection: Connection) -> None:
@@ -246,7 +264,10 @@ def _run_child(job: FoldJob, connection: Connection) -> None:
         except OSError:
             signal.raise_signal(signal.SIGTERM)
 
-    outcome = _train_fold(job, tell)
+    try:
+        outcome = _train_fold(job, tell)
+    except ConfigError as error:
+        outcome = FoldOutcome(job.fold, job.run, problem=str(error))
     with suppress(OSError):
         connection.send(outcome)
 
@@ -254,23 +275,22 @@ def _run_child(job: FoldJob, connection: Connection) -> None:
 def _share_machine(job: FoldJob, slot: int, jobs: int) -> FoldJob:
     """Give a job its part of the machine: a GPU of its own where there are several, else its share of the cores."""
     gpus = torch.cuda.device_count() if job.device in ("auto", "cuda") else 0
-    threads = job.task.train.threads or max(_count_cores() // jobs, 1)
+    threads = job.task.train.threads or count_cores(processes=jobs)
     task = replace(job.task, train=replace(job.task.train, threads=threads))
     return replace(job, task=task, device=f"cuda:{slot % gpus}" if gpus > 1 else job.device)
-
-
-def _count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _name_exit(code: int | None) -> str:
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
-def _write(folds: FoldsFolder, record: dict[str, Any]) -> None:
-    if is_main_process():
-        folds.write(record)
+def _write(folds: FoldsFolder, record: dict[str, Any], plan: Plan) -> None:
+    """Write what is known of the folds, once one has begun: a mistake that keeps all from it leaves nothing behind."""
+    if not is_main_process() or not any(folds.fold(number).config_file.exists() for number in record["folds"]):
+        return
+    if plan.chosen and not folds.exists:
+        write_plan(plan, folds.path / "plan.yaml")
+    folds.write(record)
 
 
 def _describe(outcome: FoldOutcome) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from medi3d import planning
 from medi3d.config import TaskConfig
-from medi3d.errors import Medi3dError
+from medi3d.errors import ConfigError, Medi3dError
 from medi3d.runs.folder import RunFolder
 
 WINDOW = 50
@@ -105,10 +105,11 @@ def explain_out_of_memory(error: BaseException, task: TaskConfig) -> Medi3dError
     """Return an error that names the next smaller plan, as flags to paste."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     patch = " × ".join(map(str, task.patch_size))
-    smaller = as_flags(planning.next_smaller(task))
-    return Medi3dError(
-        f"out of memory with {task.batch_size} patches of {patch} voxels ({reason}); train again with {smaller}"
-    )
+    try:
+        way_out = f"train again with {as_flags(planning.next_smaller(task))}"
+    except ConfigError as nothing_smaller:
+        way_out = str(nothing_smaller)
+    return Medi3dError(f"out of memory with {task.batch_size} patches of {patch} voxels ({reason}); {way_out}")
 
 
 def as_flags(values: Mapping[str, object]) -> str:

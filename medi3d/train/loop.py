@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from medi3d.config import TaskConfig, dump_task
 from medi3d.data.splits import Split, split_cases
-from medi3d.errors import ConfigError, InputError
+from medi3d.errors import ConfigError, InputError, MissingDependencyError
 from medi3d.io.prepared import PreparedCase, PreparedStore
 from medi3d.planning import Plan, plan_task, write_plan
 from medi3d.planning.machine import find_machine
@@ -26,6 +28,8 @@ from medi3d.train.stop import StopRequest
 from medi3d.train.trainer import Trainer
 
 __all__ = ["TrainEvent", "TrainResult", "train_task"]
+
+_COMPILERS = ("g++", "clang++")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def train_task(
     _check_settings(job.store, task)
     accelerator = create_accelerator(task, device)
     with StopRequest() as stop, named_losses(accelerator, run):
-        plan = _plan(job, accelerator)
+        plan = plan_alike(task, job.store, accelerator, device=device)
         try:
             return _train(job, plan, accelerator, stop, on_event=on_event, on_plan=on_plan)
         except Exception as error:
@@ -100,7 +104,7 @@ def _train(
     if writes and not job.resume:
         folder.check_free()
     split = _load_split(job, cases) if job.resume else _split(job, cases)
-    _check_batch(plan.task, accelerator.num_processes)
+    _check_options(plan.task, accelerator)
     with ExitStack() as locked:
         if writes and job.resume:
             locked.enter_context(folder.lock())
@@ -118,15 +122,24 @@ def _train(
         return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
 
 
-def _plan(job: _Job, accelerator: Accelerator) -> Plan:
-    """Plan in the first process, which finds how much memory is free, for all of them."""
+def plan_alike(
+    task: TaskConfig, store: PreparedStore, accelerator: Accelerator, *, device: str, jobs: int = 1
+) -> Plan:
+    """Plan in the first process, which finds how much memory is free, for all of them.
+
+    Args:
+        task: the task.
+        store: its prepared data.
+        accelerator: of this process.
+        device: as :func:`train_task` takes it.
+        jobs: runs that train at the same time on this machine.
+    """
     plans: list[Plan | None] = [None]
     if accelerator.is_main_process:
-        memory_bytes = None
-        local = count_local_processes(accelerator)
-        if local > 1 and accelerator.device.type == "cpu":
-            memory_bytes = find_machine(job.device).memory_bytes // local
-        plans = [plan_task(job.task, job.store, device=job.device, memory_bytes=memory_bytes)]
+        on_cpu = accelerator.device.type == "cpu"
+        sharers = count_local_processes(accelerator) * jobs if on_cpu else -(-jobs // torch.cuda.device_count())
+        memory_bytes = find_machine(device).memory_bytes // sharers if sharers > 1 else None
+        plans = [plan_task(task, store, device=device, memory_bytes=memory_bytes)]
     (plan,) = broadcast_object_list(plans)
     assert isinstance(plan, Plan)
     return plan
@@ -149,9 +162,21 @@ def _load_split(job: _Job, cases: dict[str, PreparedCase]) -> Split:
     return split
 
 
-def _check_batch(task: TaskConfig, processes: int) -> None:
+def _check_options(task: TaskConfig, accelerator: Accelerator) -> None:
+    """Refuse what training cannot do, before anything is written."""
+    config, processes = task.train, accelerator.num_processes
     if task.kind == "classification" and task.batch_size * processes < 2:
         raise ConfigError("train.batch_size: the classifier's head normalises over the batch; give at least 2")
+    if not config.compile:
+        return
+    if config.checkpoint_activations:
+        raise ConfigError(
+            "train.compile: the compiler decides what is computed again; leave train.checkpoint_activations out"
+        )
+    if accelerator.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
+        raise MissingDependencyError(
+            f"train.compile: on a CPU it needs a C++ compiler ({' or '.join(_COMPILERS)}); install one, or leave it out"
+        )
 
 
 def _check_settings(store: PreparedStore, task: TaskConfig) -> None:
