@@ -110,7 +110,7 @@ def measure_native(run: Path, output: Path, *, mirror: bool) -> float:
     subprocess.run([*medi3d, "evaluate", "--task", "hippocampus", *references], check=True)
     config.write_text(text, encoding="utf-8")
     scores = json.loads((output / "evaluation" / "summary.json").read_text(encoding="utf-8"))["scores"]
-    return float(scores["mean"]["dice"]["value"])
+    return float(scores["all labels"]["dice"]["value"])
 
 
 def draw_figure(options: argparse.Namespace) -> None:
