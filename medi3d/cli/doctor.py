@@ -25,7 +25,7 @@ def doctor(
     task: Annotated[str | None, typer.Option(help="Built-in task or path of a YAML file.")] = None,
     prepared: Annotated[Path | None, typer.Option(help="Prepared data [data/prepared/<task>].")] = None,
     data: Annotated[Path | None, typer.Option(help="Raw data; needs --task.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     output: Annotated[Path, typer.Option(help="Where runs go.")] = RUNS,
 ) -> None:
     """Check versions, devices, memory, disk, weights and data; exit code 1 if training would fail."""

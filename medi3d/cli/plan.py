@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def plan(
     task: Annotated[str, typer.Option(help="Built-in task or path of a YAML file.")],
     prepared: Annotated[Path | None, typer.Option(help="Prepared data [data/prepared/<task>].")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     memory: Annotated[
         str | None, typer.Option(help="Memory that training may use, such as 8G [80 % of what is free on the device].")
     ] = None,

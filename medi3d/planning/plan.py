@@ -66,7 +66,7 @@ def plan_task(task: TaskConfig, store: PreparedStore, *, device: str = "auto", m
         "task": task.name,
         "data_fingerprint": store.fingerprint_hash,
         "device": machine.device,
-        "memory_gb": round(machine.memory_bytes / 1e9, 2),
+        "memory_gb": float(f"{machine.memory_bytes / 1e9:.3g}"),
     }
     return Plan(task, {key: _get(task, key) for key in open_keys}, reasons, made_for)
 
