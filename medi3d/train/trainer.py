@@ -20,10 +20,10 @@ from medi3d.data.augment import Augmenter
 from medi3d.data.loader import PatchLoader
 from medi3d.data.patches import PatchDataset
 from medi3d.io.prepared import PreparedCase
+from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
 from medi3d.runs.checkpoint import save_checkpoint
 from medi3d.runs.folder import RunFolder
-from medi3d.train.activations import checkpoint_activations
 from medi3d.train.allocator import keep_freed_memory
 from medi3d.train.average import WeightAverage
 from medi3d.train.batch_norm import BatchNormCalls, synchronize
