@@ -58,6 +58,12 @@ class FineTuning:
             for norm in find_norms(self.encoder):
                 norm.eval()
 
+    def find_updated_norms(self) -> list[nn.Module]:
+        """Return the layers that normalise by their batch while the encoder is trained."""
+        fixed = self.encoder is not None and self.task.train.norm_statistics != "update"
+        kept = {id(norm) for norm in find_norms(self.encoder)} if self.encoder is not None and fixed else set()
+        return [norm for norm in find_norms(self.model) if id(norm) not in kept]
+
     def rate_factor(self, progress: float) -> float:
         """Return the factor of the encoder's learning rate: it warms up again when it is no longer frozen."""
         config = self.task.train

@@ -19,6 +19,7 @@ from medi3d.config import TaskConfig, parse_duration
 from medi3d.data.augment import Augmenter
 from medi3d.data.loader import PatchLoader
 from medi3d.data.patches import PatchDataset
+from medi3d.errors import ConfigError
 from medi3d.io.prepared import PreparedCase
 from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
@@ -87,6 +88,11 @@ class Trainer:
         self.optimizer = accelerator.prepare(create_optimizer(self.model, task))
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.finetuning = FineTuning(self.model, task)
+        if config.compile and accelerator.num_processes > 1 and self.finetuning.find_updated_norms():
+            raise ConfigError(
+                "train.compile: batch norms over several processes cannot be compiled; leave it out, or set "
+                "train.norm_statistics to frozen or reestimate, which helps where the encoder alone has such norms"
+            )
         self.loss = create_loss(task)
         self.history = LossHistory()
         self.pace = Pace(task.steps, parse_duration(config.budget) if config.budget else None)

@@ -1,68 +1,30 @@
-"""Training end to end on two tiny prepared stores."""
+"""Training end to end on two tiny prepared stores: what a run does and leaves, and what is refused."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import assert_equal, read_metrics, weights, with_model, with_train
 from torch import Tensor
 
 from medi3d.config import TaskConfig
-from medi3d.errors import ConfigError, InputError, Medi3dError, WeightsError
+from medi3d.errors import ConfigError, InputError, Medi3dError, MissingDependencyError, WeightsError
 from medi3d.io.prepared import PreparedStore
 from medi3d.runs.checkpoint import load_checkpoint
 from medi3d.runs.folder import RunFolder
-from medi3d.train import loop, train_task
+from medi3d.train import loop, train_task, trainer
 from medi3d.train.loop import TrainEvent, TrainResult
 
 KINDS = ("segmentation", "classification")
-
-
-@pytest.fixture
-def tasks(segmentation_task: TaskConfig, classification_task: TaskConfig) -> dict[str, TaskConfig]:
-    return {"segmentation": segmentation_task, "classification": classification_task}
-
-
-def with_train(task: TaskConfig, **options: object) -> TaskConfig:
-    return replace(task, train=replace(task.train, **options))  # type: ignore[arg-type]
-
-
-def with_model(task: TaskConfig, **options: object) -> TaskConfig:
-    return replace(task, model=replace(task.model, **options))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def train(tiny: Path, tmp_path: Path) -> Callable[..., TrainResult]:
-    def start(task: TaskConfig, run: str, **options: Any) -> TrainResult:
-        prepared = options.pop("prepared", tiny / "prepared" / task.name)
-        return train_task(task, prepared=prepared, run=tmp_path / run, device="cpu", **options)
-
-    return start
-
-
-def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
-    state = load_checkpoint(run / "checkpoints" / f"{name}.pt")["model"]
-    assert state
-    return dict(state)
-
-
-def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
-    assert one.keys() == two.keys()
-    different = [name for name in one if not torch.equal(one[name], two[name])]
-    assert not different
-
-
-def read_metrics(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,62 +42,14 @@ def test_two_runs_are_the_same_bit_for_bit(
     assert any(not torch.equal(t, weights(other.run)[name]) for name, t in weights(first.run).items())
 
 
-class Killed(Exception):
-    """What a killed process would feel."""
-
-
-def kill_after(step: int) -> Callable[[TrainEvent], None]:
-    def on_event(event: TrainEvent) -> None:
-        if event.step == step:
-            raise Killed
-
-    return on_event
-
-
-@pytest.mark.parametrize("step", [2, 3])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_and_resumed_run_ends_as_one_that_was_not(
-    kind: str, step: int, tasks: dict[str, TaskConfig], train: Callable[..., TrainResult]
-) -> None:
-    """It is validated after steps 2 and 4; a kill after step 3 loses that step, which is done again."""
-    task = with_model(tasks[kind], dropout=0.3)
-    whole = train(task, "whole")
-    with pytest.raises(Killed):
-        train(task, "resumed", on_event=kill_after(step))
-    resumed = train(task, "resumed", resume=True)
-    assert resumed.steps == whole.steps == 4
-    assert_equal(weights(resumed.run), weights(whole.run))
-    assert_equal(weights(resumed.run, "best"), weights(whole.run, "best"))
-    assert (resumed.last_score, resumed.best_score) == (whole.last_score, whole.best_score)
-    columns = ("step", "learning_rate", "loss", "score")
-    kept, expected = ([[row[name] for name in columns] for row in read_metrics(run.run)] for run in (resumed, whole))
-    assert kept == expected
-
-
-def test_resuming_a_finished_run_changes_nothing(
-    segmentation_task: TaskConfig, train: Callable[..., TrainResult]
-) -> None:
-    first = train(segmentation_task, "run")
-    before = weights(first.run)
-    again = train(segmentation_task, "run", resume=True)
-    assert (again.steps, again.last_score, again.best_score) == (first.steps, first.last_score, first.best_score)
-    assert_equal(weights(again.run), before)
-
-
-def test_a_run_without_a_checkpoint_cannot_be_resumed(
-    segmentation_task: TaskConfig, train: Callable[..., TrainResult]
-) -> None:
-    with pytest.raises(Killed):
-        train(segmentation_task, "run", on_event=kill_after(1))
-    with pytest.raises(WeightsError, match=r"last\.pt: no such checkpoint"):
-        train(segmentation_task, "run", resume=True)
-
-
 def test_what_a_run_leaves(segmentation_task: TaskConfig, tiny: Path, train: Callable[..., TrainResult]) -> None:
     events: list[TrainEvent] = []
     result = train(segmentation_task, "run", fold=1, on_event=events.append)
     folder = RunFolder(result.run)
-    assert folder.load_config() == segmentation_task
+    planned = folder.load_config()
+    assert planned.model.depth_plan is not None
+    assert planned.learning_rate > 0
+    assert with_model(planned, depth_plan=None) == with_train(segmentation_task, learning_rate=planned.learning_rate)
     assert folder.load_prepared() == (tiny / "prepared" / segmentation_task.name).resolve()
     split = folder.load_split()
     assert len(split.train) == 4
@@ -148,6 +62,7 @@ def test_what_a_run_leaves(segmentation_task: TaskConfig, tiny: Path, train: Cal
 
     rows = read_metrics(result.run)
     assert [row["step"] for row in rows] == ["2", "4"]
+    assert all(0 <= float(row["waiting"]) <= 1 and float(row["patches_per_second"]) > 0 for row in rows)
     assert all(float(row["loss"]) > 0 and 0 <= float(row["score"]) <= 1 for row in rows)
     assert float(rows[-1]["score"]) == result.last_score
     assert result.best_score == max(float(row["score"]) for row in rows)
@@ -155,6 +70,9 @@ def test_what_a_run_leaves(segmentation_task: TaskConfig, tiny: Path, train: Cal
     assert best["score"] == result.best_score
 
     assert [event.step for event in events] == [1, 2, 3, 4]
+    assert [event.steps for event in events] == [4] * 4
+    assert all(event.budget_s is None and event.patches_per_second > 0 and event.memory_gb > 0 for event in events)
+    assert [event.eta_s == 0 for event in events] == [False, False, False, True]
     assert [event.progress for event in events] == [0.25, 0.5, 0.75, 1.0]
     assert events[0].score is None
     assert events[-1].score == result.last_score
@@ -163,20 +81,11 @@ def test_what_a_run_leaves(segmentation_task: TaskConfig, tiny: Path, train: Cal
 def test_the_learning_rate_follows_the_schedule(
     segmentation_task: TaskConfig, train: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
-    task = with_train(segmentation_task, schedule="cosine", warmup=0.0, learning_rate=0.5, optimizer="sgd")
-    result = train(with_train(task, learning_rate=1e-3), "run")
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    task = with_train(segmentation_task, schedule="cosine", warmup=0.0, learning_rate=1e-3, optimizer="sgd")
+    result = train(task, "run")
     rates = [float(row["learning_rate"]) for row in read_metrics(result.run)]
     assert rates == pytest.approx([1e-3 * 0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)])
-
-
-def test_norms_and_biases_do_not_decay(segmentation_task: TaskConfig) -> None:
-    model = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
-    decayed, kept = loop._create_optimizer(model, with_train(segmentation_task, weight_decay=0.3)).param_groups
-    assert [p.ndim for p in decayed["params"]] == [5]
-    assert decayed["weight_decay"] == 0.3
-    assert len(kept["params"]) == 3
-    assert kept["weight_decay"] == 0
 
 
 def test_training_learns(tasks: dict[str, TaskConfig], train: Callable[..., TrainResult]) -> None:
@@ -210,17 +119,135 @@ def test_workers_change_nothing(segmentation_task: TaskConfig, train: Callable[.
     assert_equal(weights(one.run), weights(two.run))
 
 
+def test_parts_of_a_batch_make_the_same_step_as_the_whole(
+    segmentation_task: TaskConfig, train: Callable[..., TrainResult]
+) -> None:
+    """Without statistics and sums over the batch, two parts of one patch have the mean loss and gradient of both."""
+    task = with_train(segmentation_task, loss="cross_entropy", norm_statistics="frozen", optimizer="sgd", steps=3)
+    seen: dict[str, list[float]] = {"whole": [], "parts": []}
+    for name, change in {"whole": {"batch_size": 2}, "parts": {"batch_size": 1, "accumulate": 2}}.items():
+        changed = with_train(task, learning_rate=1e-2, validations=1, **change)
+        train(changed, name, on_event=lambda event, name=name: seen[name].append(event.loss))
+    assert seen["parts"] == pytest.approx(seen["whole"], rel=1e-5)
+    assert len(set(seen["whole"])) == 3
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"checkpoint_activations": True}])
+def test_losses_are_those_of_plain_training(
+    change: dict[str, object], segmentation_task: TaskConfig, train: Callable[..., TrainResult]
+) -> None:
+    task = with_train(segmentation_task, learning_rate=1e-3, validations=1)
+    plain: list[float] = []
+    changed: list[float] = []
+    train(task, "plain", on_event=lambda event: plain.append(event.loss))
+    train(with_train(task, **change), "changed", on_event=lambda event: changed.append(event.loss))
+    assert changed == pytest.approx(plain, rel=2e-2 if "precision" in change else 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own deprecations
+def test_losses_of_compiled_training_are_those_of_plain_training(
+    segmentation_task: TaskConfig, train: Callable[..., TrainResult]
+) -> None:
+    task = with_train(segmentation_task, learning_rate=1e-3, validations=1, steps=3)
+    plain: list[float] = []
+    changed: list[float] = []
+    train(task, "plain", on_event=lambda event: plain.append(event.loss))
+    result = train(with_train(task, compile=True), "changed", on_event=lambda event: changed.append(event.loss))
+    assert changed == pytest.approx(plain, rel=1e-4)
+    assert weights(result.run).keys() == weights(result.run.with_name("plain")).keys()
+
+
+def test_the_average_is_validated_and_kept(segmentation_task: TaskConfig, train: Callable[..., TrainResult]) -> None:
+    result = train(with_train(segmentation_task, ema_decay=0.9, learning_rate=1e-2), "run")
+    averaged, trained = weights(result.run), weights(result.run, key="trained")
+    assert averaged.keys() == trained.keys()
+    assert any(not torch.equal(tensor, trained[name]) for name, tensor in averaged.items())
+    best = load_checkpoint(result.run / "checkpoints" / "best.pt")
+    if best["step"] == result.steps:
+        assert_equal(best["model"], averaged)
+    assert "trained" not in best
+
+
+def test_a_frozen_encoder_stays_and_then_learns(
+    segmentation_task: TaskConfig, train: Callable[..., TrainResult], tmp_path: Path
+) -> None:
+    """Of four steps the first two are with a frozen encoder; each is validated, and so saved."""
+    task = with_train(segmentation_task, freeze=0.5, warmup=0.0, learning_rate=1e-2, validations=4)
+    kept: list[dict[str, Tensor]] = []
+    train(task, "run", on_event=lambda event: kept.append(weights(tmp_path / "run")))
+    changed = [
+        {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
+        for one, two in pairwise(kept)
+    ]
+    assert changed == [{"blocks", "head"}, {"encoder", "blocks", "head"}, {"encoder", "blocks", "head"}]
+
+
 # --- what is refused
 
 
 def test_a_loss_that_is_no_number_names_step_and_cases(
     segmentation_task: TaskConfig, train: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        loop, "create_loss", lambda task: lambda outputs, batch, progress: outputs.sum() * torch.nan
-    )
-    with pytest.raises(Medi3dError, match=r"loss nan at step 1, cases case_\d, case_\d; lower train\.learning_rate"):
+    monkeypatch.setattr(trainer, "create_loss", lambda task: lambda outputs, batch, progress: outputs.sum() * torch.nan)
+    with pytest.raises(Medi3dError, match=r"step 1, cases case_\d, case_\d: the loss is nan; .*--learning-rate"):
         train(segmentation_task, "run")
+
+
+def test_memory_that_does_not_suffice_names_the_next_smaller_plan(
+    segmentation_task: TaskConfig, train: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(self: object, batches: object) -> None:
+        try:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        except RuntimeError as error:
+            raise Medi3dError("'blocks.1' cannot run on a volume") from error
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", run_out)
+    with pytest.raises(Medi3dError, match=r"out of memory with 2 patches of 8 × 10 × 9 voxels .*; train again with --"):
+        train(segmentation_task, "run")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", r"unknown device 'gpu'.* Known: auto, cpu, cuda"),
+        ("cuda:7", r"device cuda:7: torch sees (no GPU|\d GPUs) here; take auto"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    device: str, message: str, segmentation_task: TaskConfig, tiny: Path, tmp_path: Path
+) -> None:
+    store = tiny / "prepared" / segmentation_task.name
+    with pytest.raises(ConfigError, match=message):
+        train_task(segmentation_task, prepared=store, run=tmp_path / "run", device=device)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"precision": "fp16"}, ConfigError, r"train\.precision: fp16 needs a GPU; take bf16, or no"),
+        (
+            {"compile": True, "checkpoint_activations": True},
+            ConfigError,
+            r"train\.compile: .*leave train\.checkpoint_activations out",
+        ),
+        ({"compile": True}, MissingDependencyError, r"train\.compile: .*C\+\+ compiler"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused(
+    change: dict[str, object],
+    error: type[Medi3dError],
+    message: str,
+    segmentation_task: TaskConfig,
+    train: Callable[..., TrainResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
+    with pytest.raises(error, match=message):
+        train(with_train(segmentation_task, **change), "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_store_of_another_task_is_refused(
@@ -291,8 +318,6 @@ def test_a_run_that_cannot_start_leaves_no_folder(
 ) -> None:
     with pytest.raises(error, match=message):
         train(with_model(segmentation_task, **change), "run")
-    with pytest.raises(ConfigError, match="'soon' is no duration"):
-        train(with_train(segmentation_task, budget="soon"), "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -309,82 +334,8 @@ def test_cases_that_went_after_the_run_began_are_named(
         train(segmentation_task, "run", prepared=store, resume=True)
 
 
-def test_an_unknown_device_is_refused(segmentation_task: TaskConfig, tiny: Path, tmp_path: Path) -> None:
-    store = tiny / "prepared" / segmentation_task.name
-    with pytest.raises(ConfigError, match=r"unknown device 'gpu'.* Known: auto, cpu"):
-        train_task(segmentation_task, prepared=store, run=tmp_path / "run", device="gpu")
-
-
 def test_classification_needs_two_cases_a_batch(
     classification_task: TaskConfig, train: Callable[..., TrainResult]
 ) -> None:
     with pytest.raises(ConfigError, match=r"train\.batch_size: .* at least 2"):
         train(with_train(classification_task, batch_size=1), "run")
-
-
-# --- validation
-
-
-def test_validation_scores_are_those_of_an_independent_count(
-    segmentation_task: TaskConfig, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from medi3d.train import validate
-
-    cases = PreparedStore(tiny / "prepared" / segmentation_task.name).cases()[:3]
-    generator = torch.Generator().manual_seed(0)
-    answers = [torch.randn(3, *case.shape, generator=generator) for case in cases]
-    monkeypatch.setattr(validate, "predict_logits", lambda model, image, task: answers.pop(0))
-    expected: dict[int, list[float]] = {1: [], 2: []}
-    for case, logits in zip(cases, list(answers), strict=True):
-        stored = case.label()
-        assert stored is not None
-        truth, found = np.asarray(stored[:])[0], logits.argmax(0).numpy()
-        for label, scores in expected.items():
-            scores.append(
-                2 * ((truth == label) & (found == label)).sum() / ((truth == label).sum() + (found == label).sum())
-            )
-    score = validate.validate(torch.nn.Linear(1, 1), cases, segmentation_task)
-    assert score == pytest.approx(np.mean([np.mean(scores) for scores in expected.values()]), rel=1e-6)
-
-
-def test_validation_leaves_the_mode_of_the_model(
-    segmentation_task: TaskConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from medi3d.train import validate
-
-    seen = []
-    model = torch.nn.Linear(1, 1)
-    monkeypatch.setattr(validate, "_mean_dice", lambda model, cases, task: seen.append(model.training) or 0.5)
-    for mode in (True, False):
-        model.train(mode)
-        assert validate.validate(model, [], segmentation_task) == 0.5
-        assert model.training is mode
-    assert seen == [False, False]
-
-
-def test_area_under_the_curve_of_two_and_of_three_classes(
-    classification_task: TaskConfig, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from medi3d.train import validate
-
-    cases = PreparedStore(tiny / "prepared" / classification_task.name).cases()[:4]
-    assert [case.target for case in cases] == [0, 1, 0, 1]
-    answers = [torch.tensor(values) for values in ([2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [0.0, 2.0])]
-    monkeypatch.setattr(validate, "predict_logits", lambda model, image, task: answers.pop(0))
-    # of the four pairs of a dark and a bright case, the second of two bright ones wins both of its own
-    assert validate.validate(torch.nn.Linear(1, 1), cases, classification_task) == pytest.approx(0.5)
-
-    three = replace(classification_task, data=replace(classification_task.data, classes=("a", "b", "c")))
-    relabelled = [replace(case, target=n % 3) for n, case in enumerate(cases)]
-    answers += [torch.eye(3)[n % 3] for n in range(4)]
-    assert validate.validate(torch.nn.Linear(1, 1), relabelled, three) == 1.0
-
-
-def test_one_class_has_no_area_under_the_curve(
-    classification_task: TaskConfig, monkeypatch: pytest.MonkeyPatch, tiny: Path
-) -> None:
-    from medi3d.train import validate
-
-    cases = PreparedStore(tiny / "prepared" / classification_task.name).cases()[:1]
-    monkeypatch.setattr(validate, "predict_logits", lambda model, image, task: torch.zeros(2))
-    assert np.isnan(validate.validate(torch.nn.Linear(1, 1), cases, classification_task))
