@@ -155,12 +155,13 @@ TURNED = AugmentConfig(
 )
 
 
-def test_no_empty_corners_come_in_where_the_case_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [TURNED, replace(TURNED, elastic=0.0)], ids=["elastic", "straight"])
+def test_no_empty_corners_come_in_where_the_case_goes_on(tmp_path: Path, config: AugmentConfig) -> None:
     """A patch from its block is the patch from the whole case: nothing that it shows was left out."""
     case = store_case(tmp_path, "a", shape=(26, 31, 29))
     size = (6, 10, 7)
-    dataset = make_dataset([case], patch_size=size, augment=TURNED)
-    augmenter = Augmenter(TURNED, patch_size=size, seed=3)
+    dataset = make_dataset([case], patch_size=size, augment=config)
+    augmenter = Augmenter(config, patch_size=size, seed=3)
     whole_image, whole_label = torch.from_numpy(case.image()[:]), torch.from_numpy(case.label()[0])  # type: ignore[index]
     inside = 0
     for number in range(20):
