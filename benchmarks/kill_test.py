@@ -64,7 +64,9 @@ PHASES = {"start-up": 0.25, "steps": 0.35, "validation": 0.2, "writing": 0.2}
 _CREATED, _STEP, _PREDICT, _WRITE, _WRITTEN = b"cspwW"
 _NAMES = {_CREATED: "start-up", _STEP: "steps", _PREDICT: "validation", _WRITE: "writing", _WRITTEN: "steps"}
 
-TIMEOUT_S = 300
+TIMEOUT_S = 1200
+ORPHANS_S = 15
+"""How long what a killed process has started may live on."""
 
 
 # --- the command that reports
@@ -111,6 +113,7 @@ class Life:
             stdout=subprocess.DEVNULL,
             stderr=self.errors,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
         os.close(writer)
         os.set_blocking(reader, False)
@@ -145,6 +148,16 @@ class Life:
         self._listen()
         return int(self.process.returncode)
 
+    def count_orphans(self) -> int:
+        """Return how many of the processes that this one started live on after it, when they had time to end."""
+        deadline = time.monotonic() + ORPHANS_S
+        while count := sum(_session_of(entry) == self.process.pid for entry in Path("/proc").glob("[0-9]*/stat")):
+            if time.monotonic() > deadline:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                return count
+            time.sleep(0.1)
+        return 0
+
     def read_errors(self) -> str:
         """Return what the process has printed on standard error."""
         self.errors.seek(0)
@@ -163,6 +176,13 @@ class Life:
             return
         self.told += new
         self.moments += [time.monotonic() - self.started] * len(new)
+
+
+def _session_of(stat: Path) -> int | None:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[3])
+    except OSError:  # it has ended
+        return None
 
 
 # --- what is compared
@@ -290,6 +310,8 @@ class KillTest:
                     break  # it came to its end before
                 rows.append({"kill": len(rows) + 1, "run": number, "aimed at": aims.pop(0)} | row)
                 print_row(rows[-1])
+                if row["orphans"]:
+                    found.append(f"kill {len(rows)}: {row['orphans']} processes live on")
             self.finish(run)
             found += [f"{run.name}: {line}" for line in find_differences(self.whole, run)]
         return rows, found
@@ -314,6 +336,7 @@ class KillTest:
             "steps": life.steps,
             "half-written": len(list(run.rglob(".tmp-*"))),
             "last.pt": read_step(run),
+            "orphans": life.count_orphans(),
         }
 
     def stop(self, number: signal.Signals, after: int) -> tuple[Path, dict[str, Any]]:

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
@@ -196,6 +197,19 @@ def _begin_worker(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    """End this worker when the training process is gone, killed for instance.
+
+    torch's own watch does not see it: it looks at the worker's parent, which is the server that forked it, and that one
+    waits for its workers.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 def _move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
