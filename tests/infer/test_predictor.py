@@ -19,7 +19,7 @@ from medi3d.infer import predictor as predictor_module
 from medi3d.infer.batch import predict_files
 from medi3d.infer.predictor import Predictor, load_model
 from medi3d.infer.restore import restore_labels
-from medi3d.infer.windows import predict_logits
+from medi3d.infer.windows import predict_logits, predict_with_classes
 from medi3d.models import create_model
 from medi3d.preprocess import prepare_image
 from medi3d.runs.folder import RunFolder
@@ -135,6 +135,21 @@ def test_label_maps_and_the_table_of_classes_lie_side_by_side(
         assert row["predicted"] == "benign"
 
 
+def test_the_network_of_a_task_answers_with_both_heads(segmentation_task: TaskConfig) -> None:
+    """One window over the volume: what prediction gives is what each head gives."""
+    columns = ColumnsConfig(label="mask", target="class")
+    data = replace(segmentation_task.data, layout="csv", columns=columns, classes=("a", "b", "c"))
+    task = replace(segmentation_task, data=data)
+    torch.manual_seed(0)
+    model = create_model(task).eval()
+    image = torch.randn(1, *task.patch_size)
+    labels, classes = predict_with_classes(model, image, task)
+    with torch.inference_mode():
+        torch.testing.assert_close(labels, model(image[None])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(classes, model.classify(image[None])[0], rtol=1e-4, atol=1e-5)
+    assert classes.shape == (3,)
+
+
 def test_what_a_task_has_not_is_not_predicted(
     segmentation_runs: tuple[Path, Path], classification_runs: tuple[Path, Path], volume: Volume
 ) -> None:
@@ -154,7 +169,7 @@ def test_runs_that_tell_regions_give_labels(
     shutil.copytree(segmentation_runs[0], run)
     task = RunFolder(run).load_config()
     task = replace(task, data=replace(task.data, regions={"whole": (1, 2), "inner": (2,)}))
-    (run / "config.yaml").write_text(yaml.safe_dump(dump_task(task)))
+    (run / "config.yaml").write_text(yaml.safe_dump(dump_task(task), sort_keys=False))  # outputs go by their order
 
     class Regions(TwoHeads):
         def forward(self, x: Tensor) -> Tensor:
