@@ -62,7 +62,14 @@ def _what_to_score(task: TaskConfig | None, predictions: Path, references: Path)
         return True, False
     if task.kind == "classification" or predictions.suffix == ".csv":
         return False, True
-    return True, all(path.suffix == ".csv" and path.is_file() for path in _class_tables(task, predictions, references))
+    missing = [path for path in _class_tables(task, predictions, references) if not _is_table(path)]
+    for path in missing:
+        typer.echo(f"{path}: no such table, so the task's classes are not scored", err=True)
+    return True, not missing
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix == ".csv" and path.is_file()
 
 
 def _class_tables(task: TaskConfig, predictions: Path, references: Path) -> tuple[Path, Path]:

@@ -192,6 +192,7 @@ def test_the_table_alone_or_the_label_maps_alone_are_scored_too(nodules: tuple[P
     masks = run("--predictions", predictions, "--references", raw, "--task", task)
     assert masks.exit_code == 0, masks.output
     assert "AUC" not in masks.output
+    assert "predictions.csv: no such table, so the task's classes are not scored" in " ".join(masks.output.split())
 
 
 def test_a_class_that_cannot_be_scored_fails_the_call(nodules: tuple[Path, Path, Path]) -> None:
