@@ -187,7 +187,8 @@ def _check_settings(store: PreparedStore, task: TaskConfig) -> None:
     """
     prepared, wanted = store.task_values, json.loads(json.dumps(dump_task(task)))
     pairs: dict[str, tuple[Any, Any]] = {"kind": (prepared["kind"], wanted["kind"])}
-    pairs |= {f"data.{key}": (prepared["data"][key], wanted["data"][key]) for key in ("channels", "labels", "classes")}
+    keys = ("channels", "labels", "ignore_label", "classes")
+    pairs |= {f"data.{key}": (prepared["data"].get(key), wanted["data"][key]) for key in keys}
     pairs |= {
         f"preprocess.{key}": (prepared["preprocess"].get(key), wanted["preprocess"][key])
         for key in wanted["preprocess"]

@@ -267,6 +267,7 @@ def test_a_store_of_another_task_is_refused(
         ("preprocess", {"normalize": ("none",)}, r"preprocess\.normalize"),
         ("data", {"labels": {1: "bright"}}, r"data\.labels"),
         ("data", {"channels": ("T1", "T2")}, r"data\.channels"),
+        ("data", {"ignore_label": 255}, r"data\.ignore_label"),
     ],
 )
 def test_a_store_that_was_prepared_with_other_settings_is_refused(
