@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from medi3d.cli.options import PREPARED, parse_assignments
 from medi3d.cli.train import resolve_task
+from medi3d.cli.train_progress import print_plan
 from medi3d.config import parse_duration
-
-if TYPE_CHECKING:
-    from medi3d.planning import Plan
 
 
 def plan(
@@ -42,7 +39,7 @@ def plan(
     store = PreparedStore(prepared or PREPARED / config.name)
     made = plan_task(config, store, device=device, memory_bytes=memory_bytes)
     console = Console()
-    console.print(tabulate_plan(made))
+    print_plan(made, console)
     needed = estimate_training_bytes(made.task) / 1e9
     console.print(
         f"needs about {needed:.2g} GB of the {made.made_for['memory_gb']:.3g} GB that training may use on this "
@@ -52,12 +49,3 @@ def plan(
     if output is not None:
         write_plan(made, output, flags=flags)
         console.print(f"medi3d train --task {task} --plan {output}", highlight=False, soft_wrap=True)
-
-
-def tabulate_plan(made: Plan) -> Table:
-    """Return the plan as a table: key, value, why."""
-    table = Table("key", "value", "why")
-    for key, value in made.values.items():
-        shown = " × ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-        table.add_row(key, shown, made.reasons[key])
-    return table

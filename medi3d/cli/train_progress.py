@@ -95,9 +95,9 @@ def _as_line(name: str, event: TrainEvent) -> str:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print what was planned, and why."""
-    table = Table("key", "planned", "why", title="Plan", title_justify="left")
-    for key, value in plan.chosen.items():
+    """Print every key that a plan is about: its value, and why."""
+    table = Table("key", "value", "why")
+    for key, value in plan.values.items():
         shown = " × ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         table.add_row(key, shown, plan.reasons[key])
     console.print(table)

@@ -367,3 +367,36 @@ def test_the_table_of_folds() -> None:
         ["3", "stopped", "7", "0:00:01", "-", "-"],
         ["mean ± sd", "", "", "", "0.7000 ± 0.1414", "0.8000 ± 0.1414"],
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_two_folds_of_hippocampus_from_raw_files_to_scores(
+    medi3d: Command, real_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, raw = real_data("hippocampus"), tmp_path / "data" / "raw" / "hippocampus"
+    names = sorted(path.name for path in (source / "labelsTr").glob("*.nii.gz"))[:16]
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
+        for name in names:
+            (raw / folder / name).symlink_to(source / folder / name)
+    assert medi3d("preprocess", "--task", "hippocampus", "--workers", 1).code == 0
+    flags = ("--steps", 40, "--patch-size", "24,32,24", "--batch-size", 2, "--learning-rate", 5e-3, "--device", "cpu")
+    keys = ("--set", "train.folds=2", "--set", "train.validations=1")
+    answer = medi3d("train", "--task", "hippocampus", "--fold", "all", "--name", "cv", *flags, *keys)
+    assert answer.code == 0, answer
+    folds = FoldsFolder(Path("runs") / "hippocampus" / "cv")
+    evaluation = folds.read()["evaluation"]
+    assert (evaluation["grid"], evaluation["cases"]) == ("native", {"labels": 16})
+    anterior = evaluation["scores"]["labels"]["anterior"]["dice"]
+    assert 0.3 < anterior["low"] < anterior["value"] < anterior["high"]
+    # the held-out cases, predicted and scored by the commands one by one, score the same
+    held_out = ("--out-of-fold", "--checkpoint", "last", "--output", "out", "--device", "cpu")
+    assert medi3d("predict", folds.path, "--input", raw / "imagesTr", *held_out).code == 0
+    assert medi3d("evaluate", "--task", "hippocampus", "--predictions", "out", "--references", raw).code == 0
+    summary = json.loads(Path("out/evaluation/summary.json").read_text())
+    assert summary["scores"]["anterior"]["dice"]["value"] == pytest.approx(anterior["value"])
+    # all folds together predict a new case
+    new = sorted((source / "imagesTr").glob("*.nii.gz"))[20]
+    assert medi3d("predict", folds.path, "--input", new, "--output", "new", "--device", "cpu").code == 0
+    assert io.read_label_map(tmp_path / "new" / new.name).shape == io.read_volume(new).shape
