@@ -52,16 +52,23 @@ Budget = Annotated[
     str | None,
     typer.Option(help="Wall-clock budget such as 10m; the schedule is fitted to it.", rich_help_panel=_LENGTH),
 ]
-Steps = Annotated[int | None, typer.Option(help="Length of the schedule in steps. [planned]", rich_help_panel=_LENGTH)]
+Steps = Annotated[
+    int | None, typer.Option(help="Length of the schedule in steps. Default: planned.", rich_help_panel=_LENGTH)
+]
 
 PatchSize = Annotated[
-    str | None, typer.Option(metavar="D,H,W", help="Voxels of a patch: 48,64,48. [planned]", rich_help_panel=_STEP)
+    str | None,
+    typer.Option(metavar="D,H,W", help="Voxels of a patch: 48,64,48. Default: planned.", rich_help_panel=_STEP),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Patches a step and process. [planned]", rich_help_panel=_STEP)]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Patches a step and process. Default: planned.", rich_help_panel=_STEP)
+]
 Accumulate = Annotated[
     int | None, typer.Option(help="Batches before the optimiser's step, where one does not fit.", rich_help_panel=_STEP)
 ]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [planned]", rich_help_panel=_STEP)]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Peak learning rate. Default: planned.", rich_help_panel=_STEP)
+]
 EmaDecay = Annotated[
     float | None, typer.Option(help="Decay of the weights' moving average; 0 for none.", rich_help_panel=_STEP)
 ]
@@ -78,17 +85,19 @@ Jobs = Annotated[
 ]
 Prepared = Annotated[
     Path | None,
-    typer.Option(help="Prepared data. [data/prepared/<task>, or the resumed run's]", rich_help_panel=_FOLDS),
+    typer.Option(help="Prepared data. Default: data/prepared/<task>, or the resumed run's.", rich_help_panel=_FOLDS),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Raw data, on which --fold all scores the held-out cases at the end. [data/raw/<task>]",
+        help="Raw data, on which --fold all scores the held-out cases at the end. Default: data/raw/<task>.",
         rich_help_panel=_FOLDS,
     ),
 ]
 Output = Annotated[Path, typer.Option(help="Where runs go.", rich_help_panel=_FOLDS)]
-Name = Annotated[str | None, typer.Option(help="Name of the run. [init, fold and time]", rich_help_panel=_FOLDS)]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the run. Default: init, fold and time.", rich_help_panel=_FOLDS)
+]
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -97,14 +106,16 @@ Resume = Annotated[
 ]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=_MACHINE)]
-Threads = Annotated[int | None, typer.Option(help="Threads on a CPU. [the idle cores]", rich_help_panel=_MACHINE)]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads on a CPU. Default: the idle cores.", rich_help_panel=_MACHINE)
+]
 PrecisionFlag = Annotated[
     Precision | None, typer.Option("--precision", help="Mixed precision.", rich_help_panel=_MACHINE)
 ]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="torch.compile.", rich_help_panel=_MACHINE)
 ]
-PrintConfig = Annotated[bool, typer.Option(help="Print the run's configuration, and stop.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the run's configuration, and stop.")]
 
 KEYS = {
     "init": "model.init",
