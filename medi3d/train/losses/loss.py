@@ -1,4 +1,4 @@
-"""A task's loss: terms on every resolution's logits, and cross-entropy on a second head."""
+"""A task's loss: terms on the logits of every resolution, and cross-entropy on a second head."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from medi3d.config import TaskConfig
+from medi3d.errors import InputError
 from medi3d.models.outputs import Outputs
+from medi3d.train.losses.comparison import Comparison, LabelComparison, RegionComparison, Scores
 from medi3d.train.losses.processes import sum_over_processes
-from medi3d.train.losses.scores import Scores
 from medi3d.train.losses.terms import CrossEntropy, Term
-from medi3d.train.losses.truth import Labels, Mixed, Regions, Truth
+from medi3d.train.losses.truth import shrink_labels
 
 Batch: TypeAlias = Mapping[str, Any]
 """``label`` (B, D, H, W) and ``target`` (B,), int64; with mixup also ``share``, ``mixed_label``, ``mixed_target``."""
 
-Share: TypeAlias = Callable[[float], float]
+Weight: TypeAlias = Callable[[float], float]
 """Progress in [0, 1] → weight of a term."""
 
 
@@ -26,86 +27,91 @@ class Loss:
     """Loss of a task.
 
     Args:
-        task: labels, regions, classes.
+        task: its labels, regions and classes.
         terms: each with its weight over the course of training.
     """
 
-    def __init__(self, task: TaskConfig, terms: Sequence[tuple[Share, Term]]) -> None:
+    def __init__(self, task: TaskConfig, terms: Sequence[tuple[Weight, Term]]) -> None:
         self.task = task
         self.terms = terms
         self.class_term = CrossEntropy(smoothing=task.train.label_smoothing)
+        self.membership = torch.tensor(task.region_matrix, dtype=torch.bool)  # (labels, regions)
 
     def __call__(self, outputs: Tensor | Outputs, batch: Batch, *, progress: float) -> Tensor:
-        """Return the loss over the batch of all processes, a float32 scalar.
+        """Return the loss over the batches of all processes, a float32 scalar.
 
         Args:
             outputs: what the network gave.
             batch: the truth.
             progress: share of the schedule that is done, in [0, 1].
+
+        Raises:
+            InputError: the batch has no truth for one of the outputs.
         """
-        if isinstance(outputs, Tensor):
-            outputs = Outputs((outputs,))
-        independent = bool(self.task.data.regions)
+        weighed: list[tuple[float, Term]] = []
         sums: list[Tensor] = []
-        values: list[tuple[float, Term]] = []
-        for share, logits in zip(level_weights(len(outputs.logits)), outputs.logits, strict=True):
-            scores, truth = Scores(logits, independent=independent), self._truth(batch, logits.shape)
-            weighed = [(share * weight(progress), term) for weight, term in self.terms]
-            values += [(weight, term) for weight, term in weighed if weight]
-            sums += [term.sums(scores, truth) for weight, term in weighed if weight]
-        if outputs.classes is not None:
-            classes = outputs.classes
-            sums.append(self.class_term.sums(Scores(classes, independent=False), _targets(batch, classes.shape[1])))
-            values.append((self.task.train.classes_weight, self.class_term))
-        summed = sum_over_processes(torch.cat([part.flatten() for part in sums])).split([part.numel() for part in sums])
-        parts = [
-            weight * term.value(whole.view_as(part))
-            for (weight, term), whole, part in zip(values, summed, sums, strict=True)
-        ]
-        return torch.stack(parts).sum()
+        for share, logits, truth, terms in self._heads(outputs, progress):
+            parts = self._compare(logits, truth, batch)
+            for weight, term in terms:
+                weighed.append((share * weight, term))
+                sums.append(torch.stack([part * term.sums(comparison) for part, comparison in parts]).sum(0))
+        lengths = [part.numel() for part in sums]
+        everywhere = sum_over_processes(torch.cat([part.flatten() for part in sums])).split_with_sizes(lengths)
+        loss = torch.zeros((), dtype=torch.float64, device=everywhere[0].device)
+        for (weight, term), whole, part in zip(weighed, everywhere, sums, strict=True):
+            loss = loss + weight * term.value(whole.view_as(part))
+        return loss.float()
 
-    def _truth(self, batch: Batch, shape: torch.Size) -> Truth:
-        if self.task.kind == "classification":
-            return _targets(batch, shape[1])
-        return _mix(batch, "label", lambda label: self._labels(_shrink(label, shape[2:]), shape[1]))
+    def _heads(
+        self, outputs: Tensor | Outputs, progress: float
+    ) -> list[tuple[float, Tensor, str, list[tuple[float, Term]]]]:
+        """Return each head's share, its logits, the batch's key of its truth, and its terms with their weights."""
+        levels, classes = ((outputs,), None) if isinstance(outputs, Tensor) else outputs
+        terms = [(weight(progress), term) for weight, term in self.terms]
+        terms = [(weight, term) for weight, term in terms if weight]
+        truth = "label" if self.task.kind == "segmentation" else "target"
+        shares = weigh_levels(len(levels))
+        heads = [(share, logits, truth, terms) for share, logits in zip(shares, levels, strict=True)]
+        if classes is not None:
+            heads.append((self.task.train.classes_weight, classes, "target", [(1.0, self.class_term)]))
+        return heads
 
-    def _labels(self, label: Tensor, outputs: int) -> Truth:
+    def _compare(self, logits: Tensor, truth: str, batch: Batch) -> list[tuple[float, Comparison]]:
+        """Return the shares of the truths that a batch is mixed of, and the comparison with each."""
+        if truth not in batch:
+            raise InputError(f"the batch has no {truth!r} to compare outputs of shape {tuple(logits.shape)} with")
+        independent = truth == "label" and bool(self.task.data.regions)
+        scores = Scores(logits, independent=independent)
+        make = self._with_labels if truth == "label" else _with_classes
+        if f"mixed_{truth}" not in batch:
+            return [(1.0, make(scores, batch[truth]))]
+        share = float(batch["share"])
+        return [(share, make(scores, batch[truth])), (1 - share, make(scores, batch[f"mixed_{truth}"]))]
+
+    def _with_labels(self, scores: Scores, label: Tensor) -> Comparison:
+        label = shrink_labels(label, scores.logits.shape[2:])
         ignored = self.task.data.ignore_label
         known = None if ignored is None else label != ignored
-        label = label if known is None else torch.where(known, label, 0)
-        if not self.task.data.regions:
-            return Labels(label, known, outputs)
-        table = torch.zeros(outputs, self.task.num_classes, dtype=torch.bool)
-        for row, members in enumerate(self.task.data.regions.values()):
-            table[row, list(members)] = True
-        return Regions(table.to(label.device)[:, label].transpose(0, 1), known)
+        if known is not None:
+            label = torch.where(known, label, 0)
+        if not scores.independent:
+            return LabelComparison(scores, label, known)
+        regions = self.membership.to(label.device)[label].movedim(-1, 1)  # (B, D, H, W, K) → (B, K, D, H, W)
+        return RegionComparison(scores, regions, known)
 
 
-def level_weights(levels: int) -> list[float]:
+def weigh_levels(levels: int) -> list[float]:
     """Return weights that halve from one level to the next coarser and sum to 1, as nnU-Net's.
 
     Examples:
-        >>> level_weights(2)
-        [0.6666666666666666, 0.3333333333333333]
+        >>> [round(weight, 3) for weight in weigh_levels(3)]
+        [0.571, 0.286, 0.143]
     """
-    shares = [0.5**level for level in range(levels)]
-    return [share / sum(shares) for share in shares]
+    halves = [0.5**level for level in range(levels)]
+    return [half / sum(halves) for half in halves]
 
 
-def _targets(batch: Batch, outputs: int) -> Truth:
-    return _mix(batch, "target", lambda target: Labels(target, None, outputs))
-
-
-def _mix(batch: Batch, key: str, make: Callable[[Tensor], Truth]) -> Truth:
-    if f"mixed_{key}" not in batch:
-        return make(batch[key])
-    share = float(batch["share"])
-    return Mixed([(share, make(batch[key])), (1 - share, make(batch[f"mixed_{key}"]))])
-
-
-def _shrink(label: Tensor, size: torch.Size) -> Tensor:
-    """Return the label map at a coarser size."""
-    if label.shape[1:] == size:
-        return label
-    shrunk = torch.nn.functional.interpolate(label[:, None].float(), size=size, mode="nearest-exact")
-    return shrunk[:, 0].to(label.dtype)
+def _with_classes(scores: Scores, target: Tensor) -> Comparison:
+    """Compare with classes; a negative one is not known."""
+    known = target >= 0
+    return LabelComparison(scores, target.clamp(min=0), known)
