@@ -76,7 +76,8 @@ class _SoftmaxWithLog(torch.autograd.Function):
             of_log = through if of_log is None else through.add_(of_log)
         if of_log is None:
             return None
-        return of_log - yes * of_log.sum(1, keepdim=True)
+        of_logits: Tensor = of_log - yes * of_log.sum(1, keepdim=True)
+        return of_logits
 
 
 class Comparison(ABC):
