@@ -17,7 +17,7 @@ LAYERS = {
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("train", "infer", "planning", "runs"), 3),
     **dict.fromkeys(("evaluate", "report", "export"), 4),
-    "cli": 5,
+    **dict.fromkeys(("cli", "__main__"), 5),
 }
 """Room → layer. A room imports rooms of lower layers, and of its own layer those in :data:`SAME_LAYER`."""
 
