@@ -45,9 +45,11 @@ def train_medi3d(options: argparse.Namespace) -> None:
     fixed = {"train.steps": options.steps, "train.threads": 1, "train.workers": 0, "train.cases": options.cases}
     task = load_task("hippocampus", overrides=fixed | dict(text.split("=", 1) for text in options.set))
     rows: list[dict[str, object]] = []
+    scores: list[float] = []
 
     def keep(event: TrainEvent) -> None:
-        if event.score is not None and (not rows or event.score != rows[-1]["dice"]):
+        if event.score is not None and event.score not in scores[-1:]:
+            scores.append(event.score)
             minutes = round(time.process_time() / 60, 2)
             rows.append(
                 {"cpu_minutes": minutes, "steps": event.step, "dice": round(event.score, 4), "kind": "held out"}
@@ -57,7 +59,8 @@ def train_medi3d(options: argparse.Namespace) -> None:
 
     run = options.work / "runs" / options.name
     store = _prepare(options.work)
-    train_task(task, prepared=store, run=run, device="cpu", on_event=keep)
+    if train_task(task, prepared=store, run=run, device="cpu", on_event=keep).stopped:
+        sys.exit("stopped by a signal: no figure")
     minutes = round(time.process_time() / 60, 2)
     for kind, mirror in (("native", False), ("native, mirrored", True)):
         dice = measure_native(run, options.work / "predictions" / options.name, mirror=mirror)

@@ -40,7 +40,7 @@ def fit_patch(whole: Sequence[float], grain: IntTriple, most_voxels: float) -> I
 
     Examples:
         >>> fit_patch((36, 50, 35), (8, 8, 8), 1e9), fit_patch((147, 166, 151), (8, 8, 8), 64**3)
-        ((40, 56, 40), (56, 64, 64))
+        ((40, 56, 40), (64, 64, 64))
     """
     largest = [math.ceil(edge / step) * step for edge, step in zip(whole, grain, strict=True)]
     patch = [
