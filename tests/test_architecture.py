@@ -17,7 +17,8 @@ LAYERS = {
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("train", "infer", "planning", "runs"), 3),
     **dict.fromkeys(("evaluate", "report", "export"), 4),
-    **dict.fromkeys(("cli", "__main__"), 5),
+    "cli": 5,
+    "__main__": 6,
 }
 """Room → layer. A room imports rooms of lower layers, and of its own layer those in :data:`SAME_LAYER`."""
 
