@@ -22,8 +22,8 @@ _SPATIAL, _INTENSITY, _MIXUP = 2, 3, 4
 _THICK = 3.0
 """From this ratio of spacings on nothing is interpolated along the coarsest axis, as in nnU-Net."""
 _KNOT_VOXELS = 16.0
-_INJECTIVE = 2.48
-"""Cubic B-splines do not fold while displacements stay below the knots' distance over this (Choi & Lee 2000)."""
+_INJECTIVE = 2.5
+"""Cubic B-splines do not fold while displacements stay below the knots' distance over 2.48 (Choi & Lee 2000)."""
 _INVERTED = 0.25
 """Share of the changes of gamma that act on the negative; nnU-Net's 0.1 of 0.4."""
 
