@@ -1,7 +1,7 @@
 """Computing feature maps again in the backward pass in place of keeping them (Chen et al. 2016, arXiv:1604.06174).
 
-What is computed again are blocks: the outermost modules in a network's sequences and lists that hold several layers, as
-a residual block or a level of a decoder. A part without any, as torchvision's traced networks are, is one block.
+What is computed again are blocks: the innermost modules in a network's sequences and lists that hold several kernels,
+as a residual block or a level of a decoder. A part without any, as torchvision's traced networks are, is one block.
 """
 
 from __future__ import annotations
@@ -36,25 +36,20 @@ def checkpoint_activations(model: nn.Module, *, around: Context = nullcontext) -
 
 def _find_blocks(module: nn.Module, name: str) -> list[str]:
     found = list(_walk(module, name))
-    return found or ([name] if _count_layers(module) > 1 and _can_run(module) else [])
+    return found or ([name] if _is_block(module) else [])
 
 
 def _walk(module: nn.Module, name: str) -> Iterator[str]:
     in_sequence = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
     for part, child in module.named_children():
-        plain = type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        if in_sequence and not plain and _count_layers(child) > 1:
-            yield f"{name}.{part}"
-        else:
-            yield from _walk(child, f"{name}.{part}")
+        inner = list(_walk(child, f"{name}.{part}"))
+        yield from inner or ([f"{name}.{part}"] if in_sequence and _is_block(child) else [])
 
 
-def _count_layers(module: nn.Module) -> int:
-    return sum(1 for layer in module.modules() if layer._parameters)
-
-
-def _can_run(module: nn.Module) -> bool:
-    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module can be called and has several kernels."""
+    kernels = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    return len(kernels) > 1 and not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 class _Checkpointed:
