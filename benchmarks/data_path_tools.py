@@ -2,8 +2,8 @@
 
     python benchmarks/data_path_tools.py TOOL FOLDER --patch 96 96 96 [--augment MODE] [--patches 24] [--repeats 5]
 
-TOOL is ``medi3d`` (FOLDER is a prepared store), ``monai`` (a folder of ``<case>_image.npy`` and ``<case>_label.npy``) or
-``nnunet`` (nnU-Net's preprocessed folder of one configuration; run by the interpreter that has nnU-Net); ``medi3d``,
+TOOL is ``medi3d`` (FOLDER is a prepared store), ``monai`` (a folder of ``<case>_image.npy`` and ``<case>_label.npy``),
+``nnunet`` (nnU-Net's preprocessed folder of one configuration; run by the interpreter that has nnU-Net). ``medi3d``,
 ``monai`` and ``torchio`` with ``--synthetic`` augment one made-up patch over and over. Prints one line of JSON: CPU
 seconds of getting ready, median CPU milliseconds a patch, and peak memory.
 """

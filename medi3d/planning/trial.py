@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medi3d.config import TaskConfig
+from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
 from medi3d.planning.rules import RULES
 from medi3d.types import IntTriple
@@ -77,8 +78,7 @@ class TrialNetwork:
                 raise
             # Some networks read positions out of a tensor: a small patch is computed, and counts by its voxels.
             small = (*size[:2], *self._small_patch(patch_size))
-            peak = self._peak_bytes(self._model, small, "cpu") * math.prod(size) // math.prod(small)
-            self._model.zero_grad(set_to_none=True)
+            peak = self._peak_bytes(copy.deepcopy(self._model), small, "cpu") * math.prod(size) // math.prod(small)
         half = 1.0 if self.task.train.precision == "no" else RULES.half_precision
         # Images in float32 and label maps in int64: of this batch, and of the next one that is made meanwhile.
         waiting = 2 * batch_size * math.prod(patch_size) * (4 * self.task.in_channels + 8)
@@ -92,6 +92,8 @@ class TrialNetwork:
 
     def _peak_bytes(self, model: nn.Module, size: Sequence[int], device: str) -> int:
         live = LiveBytes()
+        if self.task.train.checkpoint_activations:
+            checkpoint_activations(model)
         with torch.random.fork_rng(devices=[]), live:
             for parameter in model.parameters():  # gradients count among what stays
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]

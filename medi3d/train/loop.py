@@ -122,9 +122,7 @@ def _train(
         return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
 
 
-def plan_alike(
-    task: TaskConfig, store: PreparedStore, accelerator: Accelerator, *, device: str, jobs: int = 1
-) -> Plan:
+def plan_alike(task: TaskConfig, store: PreparedStore, accelerator: Accelerator, *, device: str, jobs: int = 1) -> Plan:
     """Plan in the first process, which finds how much memory is free, for all of them.
 
     Args:

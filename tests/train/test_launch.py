@@ -29,7 +29,8 @@ def place(tiny: Path, tmp_path: Path, segmentation_task: TaskConfig) -> Path:
     values = dump_task(segmentation_task)
     values["train"] |= {"steps": 12, "threads": 1, "learning_rate": 3e-3}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(values))
-    (tmp_path / "prepared").symlink_to(tiny / "prepared")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepared").symlink_to(tiny / "prepared")
     return tmp_path
 
 

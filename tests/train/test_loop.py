@@ -177,8 +177,7 @@ def test_a_frozen_encoder_stays_and_then_learns(
     kept: list[dict[str, Tensor]] = []
     train(task, "run", on_event=lambda event: kept.append(weights(tmp_path / "run")))
     changed = [
-        {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
-        for one, two in pairwise(kept)
+        {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])} for one, two in pairwise(kept)
     ]
     assert changed == [{"blocks", "head"}, {"encoder", "blocks", "head"}, {"encoder", "blocks", "head"}]
 
