@@ -116,7 +116,8 @@ class UNet(nn.Module):
         """Return the decoder's map at each stride."""
         skips = {str(max(stride)): feature for stride, feature in zip(self.encoder.strides, features, strict=True)}
         skips.setdefault("1", self.encoder.scaling.scale(x))
-        current, maps = features[-1], {}
+        current = features[-1]
+        maps = {str(max(self.encoder.strides[-1])): current}
         for level, block in self.blocks.items():
             skip = skips.get(level)
             size = skip.shape[2:] if skip is not None else _size_at(int(level), x, current)
