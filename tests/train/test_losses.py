@@ -180,11 +180,15 @@ def test_what_the_network_says_of_ignored_voxels_changes_nothing(
     assert other.grad[:, :, :, :2].any()
 
 
+@pytest.mark.parametrize("data", [{}, {"regions": REGIONS}])
 @pytest.mark.parametrize("loss", sorted({*LOSSES} - {"boundary"}))
-def test_what_is_annotated_counts_as_if_it_were_all(loss: str, drawn: tuple[Tensor, Tensor]) -> None:
+def test_what_is_annotated_counts_as_if_it_were_all(
+    loss: str, data: dict[str, Any], drawn: tuple[Tensor, Tensor]
+) -> None:
     """Distances to a boundary are others where more is seen, so that loss is not here."""
-    logits, label = drawn
-    task = make_task(loss, class_weights=WEIGHTS, label_smoothing=0.1)
+    logits, label = drawn[0][:, : 2 if data else 3], drawn[1]
+    weights = WEIGHTS[: logits.shape[1]]
+    task = make_task(loss, data=data, class_weights=weights, label_smoothing=0.1)
     part = compute(task, logits[..., :2], label=label[..., :2])
     sparse = label.clone()
     sparse[..., 2:] = 200
