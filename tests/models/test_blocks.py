@@ -83,3 +83,14 @@ def test_a_point_convolution_is_pytorchs() -> None:
     conv = PointConv(4, 3)
     x = torch.randn(2, 4, 5, 7, 6)
     torch.testing.assert_close(conv(x), nn.functional.conv3d(x, conv.weight, conv.bias))
+
+
+def test_a_block_runs_under_autocast() -> None:
+    ours, theirs = make_pair(4, 3)
+    x = torch.randn(2, 4, 5, 7, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), theirs(x), rtol=0.05, atol=0.05)
+    found.float().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in ours.parameters())
