@@ -17,6 +17,7 @@ from medi3d.models.outputs import Outputs
 from medi3d.train.losses import LOSSES, create_loss
 from medi3d.train.losses.boundary import measure_distances
 from medi3d.train.losses.loss import weigh_levels
+from medi3d.train.losses.truth import sample_labels
 
 SIZE = (4, 5, 6)
 WEIGHTS = (0.5, 1.0, 2.0)
@@ -281,6 +282,33 @@ def test_coarser_logits_are_compared_with_coarser_truth(drawn: tuple[Tensor, Ten
     task = make_task("dice_ce")
     expected = (2 * compute(task, fine, label=label) + compute(task, coarse, label=coarse_label)) / 3
     assert compute(task, Outputs((fine, coarse)), label=label) == pytest.approx(expected, rel=1e-5)
+
+
+def test_coarser_truth_is_the_share_of_each_label(drawn: tuple[Tensor, Tensor]) -> None:
+    label = drawn[1][:, :, :4]  # 4 × 4 × 6
+    logits = torch.randn(2, 3, 2, 2, 3)
+    target = torch.nn.functional.avg_pool3d(one_hot(label), 2)
+    parts = spell_out(logits, target, torch.ones(2, 1, 2, 2, 3))
+    task = make_task("dice_ce")
+    fine = torch.randn(2, 3, 4, 4, 6)
+    expected = (2 * compute(task, fine, label=label) + float(parts["dice"] + parts["entropy"])) / 3
+    assert compute(task, Outputs((fine, logits)), label=label) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 3), (4, 2, 1), (3, 5, 6)])
+def test_coarser_labels_are_those_in_the_middle_of_each_eighth(size: tuple[int, int, int]) -> None:
+    """Whatever the ratio of the sizes is."""
+    label = torch.randint(0, 3, (2, *SIZE))
+    maps = sample_labels(label, size)
+    assert len(maps) == 8
+    for number, (depth, height, width) in enumerate(np.ndindex(2, 2, 2)):
+        for place in np.ndindex(*size):
+            middle = [
+                int((index + (0.75 if half else 0.25)) * many / few)
+                for index, half, many, few in zip(place, (depth, height, width), SIZE, size, strict=True)
+            ]
+            assert maps[number][0][place] == label[0][tuple(middle)]
+    assert sample_labels(label, SIZE) == [label]
 
 
 def test_a_second_head_adds_its_cross_entropy(drawn: tuple[Tensor, Tensor]) -> None:

@@ -14,7 +14,7 @@ from medi3d.models.outputs import Outputs
 from medi3d.train.losses.comparison import Comparison, LabelComparison, RegionComparison, Scores
 from medi3d.train.losses.processes import sum_over_processes
 from medi3d.train.losses.terms import CrossEntropy, Term
-from medi3d.train.losses.truth import shrink_labels
+from medi3d.train.losses.truth import sample_labels
 
 Batch: TypeAlias = Mapping[str, Any]
 """``label`` (B, D, H, W) and ``target`` (B,), int64; with mixup also ``share``, ``mixed_label``, ``mixed_target``."""
@@ -82,14 +82,17 @@ class Loss:
             raise InputError(f"the batch has no {truth!r} to compare outputs of shape {tuple(logits.shape)} with")
         independent = truth == "label" and bool(self.task.data.regions)
         scores = Scores(logits, independent=independent)
-        make = self._with_labels if truth == "label" else _with_classes
-        if f"mixed_{truth}" not in batch:
-            return [(1.0, make(scores, batch[truth]))]
-        share = float(batch["share"])
-        return [(share, make(scores, batch[truth])), (1 - share, make(scores, batch[f"mixed_{truth}"]))]
+        mixed = [(1.0, batch[truth])]
+        if f"mixed_{truth}" in batch:
+            share = float(batch["share"])
+            mixed = [(share, batch[truth]), (1 - share, batch[f"mixed_{truth}"])]
+        if truth == "target":
+            return [(share, _with_classes(scores, target)) for share, target in mixed]
+        size = logits.shape[2:]
+        sampled = [(share, sample_labels(label, size)) for share, label in mixed]
+        return [(share / len(maps), self._with_labels(scores, label)) for share, maps in sampled for label in maps]
 
     def _with_labels(self, scores: Scores, label: Tensor) -> Comparison:
-        label = shrink_labels(label, scores.logits.shape[2:])
         ignored = self.task.data.ignore_label
         known = None if ignored is None else label != ignored
         if known is not None:
