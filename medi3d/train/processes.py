@@ -50,6 +50,11 @@ def create_accelerator(task: TaskConfig, device: str) -> Accelerator:
         raise ConfigError(f"--device {device}: a launcher gives each process its own GPU; give cuda, cpu or auto")
     if task.train.precision == "fp16" and found.type == "cpu":
         raise ConfigError("train.precision: fp16 needs a GPU; take bf16, or no")
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        logger.warning(
+            "`accelerate launch --cpu` starts a single process, whatever --num_processes says; for several on CPUs, "
+            "torchrun --nproc-per-node N -m medi3d train ..., or accelerate launch --multi_gpu with --device cpu"
+        )
     if not torch.distributed.is_initialized():
         # accelerate keeps one state a process; this run may want another device or precision than the last one
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -70,7 +70,7 @@ def assert_trained_by_two(place: Path) -> Path:
         [
             BIN / "accelerate",
             "launch",
-            "--cpu",
+            "--multi_gpu",
             "--num_processes",
             "2",
             "--num_machines",
