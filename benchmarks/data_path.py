@@ -36,6 +36,7 @@ from medi3d.io.prepared import PreparedStore
 from medi3d.models.build import create_model
 from medi3d.planning import plan_task
 from medi3d.preprocess import prepare_dataset
+from medi3d.train.allocator import keep_freed_memory
 from medi3d.train.losses import create_loss
 from medi3d.volume import LabelMap, Volume
 
@@ -44,6 +45,7 @@ PATCH = (96, 96, 96)
 ROWS = {  # name: tool, augmentation
     "medi3d, read only": ("medi3d", None),
     "MONAI, read only": ("monai", None),
+    "MONAI as it comes (copy_cache), read only": ("monai_copying", None),
     "nnU-Net, read only": ("nnunet", None),
     "medi3d, its defaults": ("medi3d", "default"),
     "MONAI, the same changes": ("monai", "default"),
@@ -102,6 +104,7 @@ def prepare_nnunet(store: Path, labels: dict[int, str], nnunet: NnunetFolder) ->
 def compare_readers(name: str, store: Path, scratch: Path, options: argparse.Namespace) -> None:
     """Print the table of one data set."""
     folders = {"medi3d": store, "monai": write_arrays(store, scratch / "arrays")}
+    folders["monai_copying"] = folders["monai"]
     if options.peers:
         folders["nnunet"] = prepare_nnunet(store, LABELS[name], NnunetFolder(options.peers, scratch / "nnunet"))
     print(f"\n{name}: patches of {PATCH}\n\n| | patches / CPU-s | ms a patch | getting ready, CPU-s | peak MiB |")
@@ -130,6 +133,7 @@ def measure_waiting(task: TaskConfig, store: Path, steps: int) -> None:
     config = task.train
     cases = PreparedStore(store).cases()
     task = plan_task(task, PreparedStore(store)).task
+    keep_freed_memory()  # as training does
     torch.manual_seed(0)
     reading = 0.0
     model, loss = create_model(task).train(), create_loss(task)

@@ -152,6 +152,7 @@ class PatchLoader:
         loader = DataLoader(
             _BatchReader(self.dataset),
             batch_size=None,
+            collate_fn=_leave,
             sampler=self._recorded(),
             num_workers=self.workers,
             prefetch_factor=_AHEAD,
@@ -190,6 +191,11 @@ def default_workers(device: torch.device, *, processes: int = 1) -> int:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // local - 1, 1), _MOST_WORKERS)
+
+
+def _leave(batch: Any) -> Any:
+    """Return a batch as it was read; torch's own function would turn tuples into lists."""
+    return batch
 
 
 def _begin_worker(_: int) -> None:

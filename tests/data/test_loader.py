@@ -106,6 +106,7 @@ def test_workers_change_nothing_and_leave_no_process(cases: list[PreparedCase]) 
     assert torch.equal(torch.get_rng_state(), state)
     assert not multiprocessing.active_children()
     assert not any(psutil.pid_exists(pid) for pid in pids if pid is not None)
+    assert [worker.exitcode for worker in workers] == [0, 0]  # told to end, and not killed
 
 
 def test_a_closed_loader_gives_no_more(cases: list[PreparedCase]) -> None:

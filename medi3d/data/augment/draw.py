@@ -8,6 +8,7 @@ used or not, so switching one change off leaves the others as they are. Nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -92,6 +93,7 @@ class IntensityChange:
     inverted: bool
 
 
+@lru_cache(maxsize=64)  # asked for when the patch is read and again when it is augmented
 def draw_spatial(
     config: AugmentConfig, *, seed: int, number: int, size: IntTriple, spacing_mm: FloatTriple
 ) -> SpatialChange:

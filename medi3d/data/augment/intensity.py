@@ -27,17 +27,19 @@ def change_intensities(image: Tensor, change: IntensityChange, generator: torch.
     Returns:
         ``(C, D, H, W)``; the image itself where nothing changes.
     """
-    flat = image.flatten(1)
-    # two passes: torch.var_mean takes five times as long as both
-    mean, std = flat.mean(1), flat.std(1, correction=0).clamp_min(_SMALL)
-    mean, std = mean[:, None, None, None], std[:, None, None, None]  # (C, 1, 1, 1)
+    graded = (change.contrast != 1).any() or change.brightness.any()
+    if change.noise or graded:
+        flat = image.flatten(1)
+        # two passes: torch.var_mean takes five times as long as both
+        mean, std = flat.mean(1), flat.std(1, correction=0).clamp_min(_SMALL)
+        mean, std = mean[:, None, None, None], std[:, None, None, None]  # (C, 1, 1, 1)
     if (change.blur > 0).any() or (change.coarsen > 1).any():
         image = _smooth(image, change)
     if change.noise:
         generator.manual_seed(change.noise_seed)
         noise = torch.randn(image.shape, generator=generator, device=image.device)
         image = torch.addcmul(image, noise, std * change.noise)
-    if (change.contrast != 1).any() or change.brightness.any():
+    if graded:
         contrast = _by_channel(change.contrast, image)
         image = torch.addcmul(mean * (1 - contrast) + std * _by_channel(change.brightness, image), image, contrast)
     if (change.gamma != 1).any():
