@@ -139,6 +139,7 @@ def die_or_tell(number: int, values: Path, prepared: Path, folder: Path) -> None
         raise SystemExit(1) from None
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_with_a_message(tiny: Path, tmp_path: Path) -> None:
     name = "tiny_segmentation"
     codes = start_processes(2, die_or_tell, tiny / f"{name}.yaml", tiny / "prepared" / name, tmp_path)
