@@ -424,7 +424,7 @@ def damage(test: KillTest, run: Path, how: str) -> list[str]:
         data[int(test.rng.integers(len(data)))] ^= 1 << int(test.rng.integers(8))
     path.write_bytes(data)
     told = test.finish(run)
-    print(f"{how}: {told}")
+    print(f"{how}:", *(line for line in told.splitlines() if line.startswith("WARNING")))
     if "took the one before it, last.previous.pt, instead" not in told:
         return [f"{how}: nothing was said about it"]
     return [f"{how}: {line}" for line in find_differences(test.whole, run)]
