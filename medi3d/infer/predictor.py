@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -52,10 +53,16 @@ class Prediction(NamedTuple):
     Attributes:
         label: label map of a segmentation task.
         classes: one probability a class of a task with classes, ``(classes,)``.
+        probabilities: of the labels that were asked for, one a channel, on the native grid.
+        warnings: what sets the case apart from those that the runs were trained on.
+        seconds: what each part took: ``prepare``, ``network``, ``restore``.
     """
 
     label: LabelMap | None
     classes: Array | None
+    probabilities: Volume | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = MappingProxyType({})
 
 
 class Predictor:
