@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from small_tasks import write_nodules_task
 from typer.testing import CliRunner, Result
 
 from medi3d import io
@@ -115,18 +116,6 @@ data:
   ignore_label: 9
 """
 
-NODULES = """
-name: nodules
-kind: segmentation
-data:
-  layout: csv
-  channels: [CT]
-  labels: {1: nodule}
-  classes: [benign, malignant]
-  table: nodules.csv
-  columns: {images: [image], label: mask, target: label}
-"""
-
 
 def test_regions_are_scored_beside_labels_and_ignored_voxels_are_not(
     folders: tuple[Path, Path], tmp_path: Path
@@ -157,14 +146,14 @@ def test_regions_are_scored_beside_labels_and_ignored_voxels_are_not(
 def nodules(folders: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
     """Predictions, raw data and YAML file of a task with masks and classes."""
     predictions, raw = folders
-    (tmp_path / "nodules.yaml").write_text(NODULES)
+    task = write_nodules_task(tmp_path)
     rows = [
         f"{case},{case},i.nii.gz,{case}.nii.gz,{label}" for case, label in (("one", "benign"), ("two", "malignant"))
     ]
     write(raw / "i.nii.gz", start=2)
     (raw / "nodules.csv").write_text("\n".join(["case_id,patient_id,image,mask,label", *rows]))
     (predictions / "predictions.csv").write_text("case_id,benign,malignant\none,0.9,0.1\ntwo,0.3,0.7\n")
-    return predictions, raw, tmp_path / "nodules.yaml"
+    return predictions, raw, task
 
 
 def test_label_maps_and_classes_are_scored_in_one_call(nodules: tuple[Path, Path, Path]) -> None:

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_tasks import make_phantom_task, make_two_class_phantom_task
 
-from medi3d.config import TaskConfig, parse_task
+from medi3d.config import TaskConfig
 from medi3d.data.phantom_store import write_prepared_phantom
 from medi3d.errors import ConfigError
 from medi3d.io.prepared import PreparedStore
 
 
 def make_task(**data: object) -> TaskConfig:
-    values = {"channels": ["T1", "T2"], "labels": {1: "one", 2: "two", 3: "three"}, **data}
-    return parse_task({"name": "phantom", "kind": "segmentation", "data": values}, where="test")
+    return make_phantom_task(channels=["T1", "T2"], **data)
 
 
 def test_a_store_reads_like_one_that_was_prepared(tmp_path: Path) -> None:
@@ -72,16 +72,7 @@ def test_planes_that_are_not_annotated_hold_the_ignore_label(tmp_path: Path) -> 
 
 
 def test_classification_has_no_label_map_and_its_class_shows(tmp_path: Path) -> None:
-    task = parse_task(
-        {
-            "name": "phantom",
-            "kind": "classification",
-            "data": {"layout": "csv", "classes": ["a", "b"], "columns": {"target": "class"}},
-            "train": {"loss": "cross_entropy"},
-        },
-        where="test",
-    )
-    cases = write_prepared_phantom(tmp_path, task, cases=4)
+    cases = write_prepared_phantom(tmp_path, make_two_class_phantom_task(), cases=4)
     assert [case.label() for case in cases] == [None] * 4
     brightest = [float(case.image()[:].max()) for case in cases]
     assert min(brightest[1::2]) > 2 > max(brightest[::2])

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_tasks import make_phantom_task, make_two_class_phantom_task
 
-from medi3d.config import TaskConfig, parse_task
 from medi3d.data.phantom_store import write_prepared_phantom
 from medi3d.data.sampling import PatchSampler
 from medi3d.io.prepared import ArraySlabs, PreparedCase, read_case, write_case
 
 SIZE = (5, 8, 6)
-
-
-def make_task(**data: object) -> TaskConfig:
-    values = {"labels": {1: "one", 2: "two", 3: "three"}, **data}
-    return parse_task({"name": "phantom", "kind": "segmentation", "data": values}, where="test")
 
 
 def make_sampler(cases: list[PreparedCase], **options: object) -> PatchSampler:
@@ -28,7 +23,7 @@ def make_sampler(cases: list[PreparedCase], **options: object) -> PatchSampler:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[PreparedCase]:
     """Label 3 lies in one case of eight, label 2 in two."""
     folder = tmp_path_factory.mktemp("rare")
-    return write_prepared_phantom(folder, make_task(), cases=8, shapes=((14, 20, 17),), rare={2: 0.25, 3: 0.1})
+    return write_prepared_phantom(folder, make_phantom_task(), cases=8, shapes=((14, 20, 17),), rare={2: 0.25, 3: 0.1})
 
 
 def centered_label(sampler: PatchSampler, number: int) -> set[int]:
@@ -65,16 +60,7 @@ def test_rare_labels_are_a_pure_function_of_seed_and_number(cases: list[Prepared
 
 
 def test_rare_classes_are_drawn_as_often_where_there_are_no_labels(tmp_path: Path) -> None:
-    task = parse_task(
-        {
-            "name": "phantom",
-            "kind": "classification",
-            "data": {"layout": "csv", "classes": ["a", "b"], "columns": {"target": "class"}},
-            "train": {"loss": "cross_entropy"},
-        },
-        where="test",
-    )
-    cases = write_prepared_phantom(tmp_path, task, cases=9)
+    cases = write_prepared_phantom(tmp_path, make_two_class_phantom_task(), cases=9)
     few = [case for case in cases if case.target == 0] + [case for case in cases if case.target == 1][:1]
     sampler = make_sampler(few, case_sampling="rare_labels", foreground_fraction=0.3)
     drawn = Counter(few[sampler.place(number).case].target for number in range(400))
@@ -93,7 +79,7 @@ def centers(cases: list[PreparedCase], **options: object) -> list[tuple[Prepared
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("case_sampling", ["even", "rare_labels"])
 def test_a_voxel_that_is_not_annotated_is_never_a_centre(tmp_path: Path, fraction: float, case_sampling: str) -> None:
-    cases = write_prepared_phantom(tmp_path, make_task(ignore_label=9), cases=3, annotated=0.2)
+    cases = write_prepared_phantom(tmp_path, make_phantom_task(ignore_label=9), cases=3, annotated=0.2)
     found = centers(cases, foreground_fraction=fraction, case_sampling=case_sampling)
     labels = [int(case.label()[(0, *place)]) for case, place in found]  # type: ignore[index]
     assert 9 not in labels
@@ -102,7 +88,7 @@ def test_a_voxel_that_is_not_annotated_is_never_a_centre(tmp_path: Path, fractio
 
 
 def test_where_no_background_is_annotated_patches_lie_on_labels(tmp_path: Path) -> None:
-    task = make_task(ignore_label=9)
+    task = make_phantom_task(ignore_label=9)
     (case,) = write_prepared_phantom(tmp_path, task, cases=1, annotated=0.5)
     label = case.label()[:]  # type: ignore[index]
     label[label == 0] = 9

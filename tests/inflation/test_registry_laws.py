@@ -5,34 +5,19 @@ There is no list of exceptions. `benchmarks/coverage.py` runs the same laws over
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
 import torch
+from benchmark_modules import load_benchmark
 from smallest_networks import SMALLEST
 from torch import nn
 
 from medi3d.inflation import PROFILES, inflate
 from medi3d.inflation.verify import MIXING_FLOOR, TOLERANCE, measure_error, measure_mixing, measure_response
 
-
-def load_benchmark() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "coverage.py"
-    spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-coverage_benchmark = load_benchmark()
+coverage_benchmark = load_benchmark("coverage")
 
 CLASSES = 7
 

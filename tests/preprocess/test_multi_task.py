@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_tasks import write_nodules_task
 
 from medi3d import io
 from medi3d.config import TaskConfig, load_task
@@ -18,29 +19,10 @@ from medi3d.volume import LabelMap, Volume
 AFFINE = np.array([[0, 0, -0.7, 5], [0, -0.9, 0, 6], [2.0, 0, 0, 7], [0, 0, 0, 1.0]])
 SHAPE = (6, 15, 20)
 
-NODULES = """
-name: nodules
-kind: segmentation
-data:
-  layout: csv
-  channels: [CT]
-  labels: {1: nodule}
-  classes: [benign, malignant]
-  table: nodules.csv
-  columns: {case: case_id, patient: patient_id, images: [image], label: mask, target: label}
-preprocess:
-  spacing_mm: 1.0
-  normalize: [ct]
-train:
-  patch_size: [16, 48, 48]
-"""
-
 
 @pytest.fixture
 def task(tmp_path: Path) -> TaskConfig:
-    path = tmp_path / "nodules.yaml"
-    path.write_text(NODULES)
-    return load_task(path)
+    return load_task(write_nodules_task(tmp_path))
 
 
 def write_raw(folder: Path, rows: list[tuple[str, str, str]]) -> Path:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from benchmark_modules import load_benchmark
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def kill_test() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "kill_test.py"
-    spec = importlib.util.spec_from_file_location("kill_test", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("kill_test")
 
 
 @pytest.fixture(scope="module")
