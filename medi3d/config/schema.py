@@ -7,8 +7,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
+from medi3d.config.postprocess import PostprocessStep
 from medi3d.config.training import TrainConfig
-from medi3d.config.values import STRICT_KEYS, Fraction, Percentage, Positive, PositiveInt, Spacing
+from medi3d.config.values import STRICT_KEYS, Fraction, Percentage, Positive, PositiveInt, Precision, Spacing
 from medi3d.errors import ConfigError
 from medi3d.types import IntTriple
 
@@ -130,6 +131,13 @@ class InferConfig:
     window_batch: PositiveInt = 1
     mirror: bool = False
     """Average the predictions of all mirrored copies along ``train.augment.mirror_axes``."""
+    postprocess: tuple[PostprocessStep, ...] = ()
+    """What is done to a label map on the scanner's grid, step after step; `medi3d postprocess` chooses it."""
+    precision: Precision = "no"
+    """Number format of the forward pass; what windows say is summed in float32 whatever it is."""
+    skip_air: bool = False
+    """Leave out windows that hold nothing but the constant or dark background around the body; there, it is background
+    that is predicted."""
 
 
 @dataclass(frozen=True)

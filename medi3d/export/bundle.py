@@ -1,4 +1,7 @@
-"""A run as a folder to share: ``model.safetensors``, ``config.yaml`` and a card; no optimiser, case ids or paths."""
+"""A run as a folder to share: ``model.safetensors``, ``config.yaml``, ``fingerprint.json`` and a card.
+
+No optimiser, case ids or paths.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,8 @@ def export_run(run: Path, output: Path, *, checkpoint: str = "best") -> Path:
     output.mkdir(parents=True, exist_ok=True)
     target = RunFolder(output)
     target.config_file.write_bytes(source.config_file.read_bytes())
+    if source.fingerprint_file.is_file():
+        target.fingerprint_file.write_bytes(source.fingerprint_file.read_bytes())
     tensors = {name: tensor.contiguous() for name, tensor in state["model"].items()}
     safetensors.torch.save_file(tensors, target.exported)
     card = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,8 +42,35 @@ def spool(blocks: Iterable[Array], folder: Path, *, dtype: np.dtype[Any], count:
         return np.memmap(file, dtype=dtype, mode="r", shape=(count,))
 
 
+def map_scratch(shape: tuple[int, ...], folder: Path, *, dtype: np.dtype[Any]) -> Array:
+    """Map an array of zeros on disk that can be written to.
+
+    Args:
+        shape: of the array.
+        folder: as for :func:`spool`.
+        dtype: type of the entries.
+
+    Returns:
+        A memory map; the space is given back when the last view of it is.
+
+    Raises:
+        Medi3dError: the folder cannot be written, or its disk has no room for all of it.
+
+    Example:
+        >>> float(map_scratch((2, 3), Path(tempfile.gettempdir()), dtype=np.dtype("f4")).sum())
+        0.0
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    with name_the_disk(folder), tempfile.TemporaryFile(prefix="medi3d-", dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a write to a map finds no way to say that the disk is full
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+
 def drop_pages(array: Array) -> None:
-    """Let go of the memory that looking at a memory-mapped array took; of any other array this does nothing."""
+    """Let go of the memory that a memory-mapped array took; what was written stays. Other arrays stay as they are."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base

@@ -1,8 +1,8 @@
 """The run folder: the resolved configuration, where it came from, its split, its curves, its checkpoints.
 
-``runs/<task>/<name>/`` holds ``config.yaml``, ``environment.json``, ``split.json``, ``metrics.csv``, ``checkpoints/``
-and the curves for TensorBoard. Each file is there whole or not at all, whatever ends the run; ``config.yaml``, which
-makes a folder a run, is written last.
+``runs/<task>/<name>/`` holds ``config.yaml``, ``environment.json``, ``split.json``, ``fingerprint.json`` (statistics of
+the raw data, without identifiers), ``metrics.csv``, ``checkpoints/`` and the curves for TensorBoard. Each file is there
+whole or not at all, whatever ends the run; ``config.yaml``, which makes a folder a run, is written last.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from medi3d.config import TaskConfig, dump_task, load_task, read_yaml
 from medi3d.data.splits import Split
 from medi3d.errors import InputError, Medi3dError
 from medi3d.io import atomic
+from medi3d.io.prepared import PreparedStore
 from medi3d.runs import environment
 from medi3d.runs.checkpoint import State, has_checkpoint, load_checkpoint
 from medi3d.runs.metrics import MetricsTable
@@ -40,6 +41,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.split_file = path / "split.json"
         self.environment_file = path / "environment.json"
+        self.fingerprint_file = path / "fingerprint.json"
         self.metrics_file = path / "metrics.csv"
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
@@ -85,6 +87,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(self.split_file, json.dumps({"fold": fold, **asdict(split)}, indent=1).encode())
         environment.write_environment(self.environment_file, seed=task.train.seed, prepared=prepared)
+        atomic.write_bytes(self.fingerprint_file, json.dumps(PreparedStore(prepared).fingerprint, indent=1).encode())
         atomic.write_bytes(self.config_file, yaml.safe_dump(dump_task(task), sort_keys=False).encode())
         atomic.sync_folder(self.path)
 
@@ -130,6 +133,13 @@ class RunFolder:
     def load_fold(self) -> int:
         """Read which fold the run validates on."""
         return int(json.loads(self.split_file.read_text(encoding="utf-8"))["fold"])
+
+    def load_fingerprint(self) -> dict[str, Any] | None:
+        """Read the statistics of the data set that the run was trained on; runs of older versions do not tell."""
+        if not self.fingerprint_file.is_file():
+            return None
+        fingerprint: dict[str, Any] = json.loads(self.fingerprint_file.read_text(encoding="utf-8"))
+        return fingerprint
 
     def load_prepared(self) -> Path:
         """Read where the prepared data lies that the run trains on, or did when it was last resumed."""
