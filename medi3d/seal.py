@@ -95,6 +95,12 @@ def check_seal(stream: BinaryIO, path: Path) -> bool:
     return True
 
 
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return _hash_stream(stream, path.stat().st_size)
+
+
 def _hash_stream(stream: BinaryIO, size: int) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))

@@ -201,4 +201,14 @@ _TRAIN: tuple[Check, ...] = (
         "name the axes to mirror in train.augment.mirror_axes",
         lambda task: task.infer.mirror and not task.train.augment.mirror_axes,
     ),
+    (
+        "infer.postprocess",
+        "it acts on label maps, which a classification task has none of; leave it out",
+        lambda task: _is_classification(task) and bool(task.infer.postprocess),
+    ),
+    (
+        "infer.postprocess",
+        "name values of data.labels",
+        lambda task: any(not set(step.labels) <= set(task.data.labels) for step in task.infer.postprocess),
+    ),
 )
