@@ -147,6 +147,11 @@ class EvaluateConfig:
     __pydantic_config__ = STRICT_KEYS
     tolerance_mm: Positive = 1.0
     """Tolerance of the surface Dice."""
+    surface: Literal["elements", "voxels"] = "elements"
+    """What the surface metrics measure: surface elements weighted by area (Nikolov et al. 2018), or the mask's outer
+    voxels, each alike, as MONAI's do."""
+    lesion_iou: Fraction = 0.1
+    """Least IoU by which a lesion counts as found; 0: any overlap."""
     bootstrap: PositiveInt = 2000
 
 
