@@ -232,7 +232,7 @@ class Predictor:
         """Put planes back onto the native grid as the networks finish them."""
         start, restoring = time.perf_counter(), 0.0
         storage = self._storage()
-        streams = [LogitStream(member.model, prepared.image, member.task, storage) for member in self._members]
+        streams = self._open_streams(prepared.image, storage)
         thickness = streams[0].thickness
         restorer = Restorer(prepared.record, self.task.num_classes, keep=keep, thickness=thickness, storage=storage)
         for block in stream_probabilities(streams, thickness):
@@ -282,14 +282,17 @@ class Predictor:
         if self.task.kind == "classification":
             answers = [torch.softmax(predict_logits(one.model, image, one.task), 0) for one in self._members]
             return Probabilities(None, torch.stack(answers).mean(0))
-        storage = self._storage()
-        streams = [LogitStream(member.model, image, member.task, storage) for member in self._members]
+        streams = self._open_streams(image, self._storage())
         labels = join_blocks(stream_probabilities(streams, streams[0].thickness), streams[0].shape[0])
         return Probabilities(labels, _mean_classes(streams) if self.task.data.classes else None)
 
     @property
     def _fingerprint(self) -> Mapping[str, Any] | None:
         return next((member.fingerprint for member in self._members if member.fingerprint is not None), None)
+
+    def _open_streams(self, image: Tensor, storage: Storage) -> list[LogitStream]:
+        classify = bool(self.task.data.classes)
+        return [LogitStream(one.model, image, one.task, storage, classify=classify) for one in self._members]
 
     def _storage(self) -> Storage:
         return Storage(memory_bytes=self._memory_bytes, scratch=self._scratch)

@@ -61,14 +61,18 @@ def test_segmentation_averages_probabilities_and_not_labels(
     segmentation_runs: tuple[Path, Path], volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sure run outvotes an unsure one."""
-    both = Predictor(segmentation_runs)
-    answers = [torch.tensor([0.0, 0.2, 0.0]), torch.tensor([0.0, 0.0, 9.0])]
-    monkeypatch.setattr(
-        predictor_module,
-        "predict_logits",
-        lambda model, image, task: answers.pop(0)[:, None, None, None].expand(3, *image.shape[1:]),
-    )
-    assert (both.predict_labels(volume).array == 2).all()
+
+    class Always(nn.Module):
+        def __init__(self, *logits: float) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor(logits))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits[:, None, None, None].expand(len(x), 3, *x.shape[2:])
+
+    networks = [Always(0.0, 0.2, 0.0), Always(0.0, 0.0, 9.0)]
+    monkeypatch.setattr(predictor_module, "load_model", lambda task, checkpoint: networks.pop(0).eval())
+    assert (Predictor(segmentation_runs, device="cpu").predict_labels(volume).array == 2).all()
 
 
 class TwoHeads(nn.Module):
@@ -104,7 +108,7 @@ def two_task_runs(
 
 def test_a_task_of_both_kinds_gives_labels_and_classes(two_task_runs: tuple[Path, Path], volume: Volume) -> None:
     both = Predictor(two_task_runs, device="cpu")
-    label, classes = both.predict(volume)
+    label, classes, *_ = both.predict(volume)
     assert label is not None
     assert classes is not None
     assert not label.array.any()  # a sure no outvotes an unsure yes
