@@ -94,6 +94,12 @@ class PreprocessConfig:
     """How a cube that reaches outside the volume is filled; label maps are filled with background."""
 
 
+FAMILIES_3D = ("astra", "merlin", "medicalnet", "hassony2", "i3d")
+"""Families of published 3D networks: what their names begin with."""
+
+_DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The inflated encoder and what is built on it."""
@@ -102,8 +108,12 @@ class ModelConfig:
     network: str = "inflated"
     """``inflated`` (the backbone with a U-Net decoder, or with a classifier's head), or one of MONAI's networks,
     ``monai/basic_unet`` or ``monai/dynunet``, from scratch, for comparison."""
-    backbone: str = "tf_efficientnet_lite0"
+    backbone: str = _DEFAULT_BACKBONE
     init: str = "imagenet-inflated"
+    """``imagenet-inflated``, ``imagenet-center``, ``imagenet-overshoot``, ``random``, the path of a checkpoint, or a
+    published 3D network with the file of its weights, ``medicalnet:resnet50@FILE``, which is then the backbone too."""
+    allow_partial_init: bool = False
+    """Take what fits of a 3D checkpoint that does not fit as a whole."""
     weights: str | None = None
     """A file with 2D weights, where they shall not come from a package or the hub's cache."""
     stem_stride: Literal[1, 2] | None = None
@@ -120,6 +130,17 @@ class ModelConfig:
     """Stochastic depth of the backbone (Huang et al. 2016), where timm's network has it."""
     deep_supervision: Annotated[int, Field(ge=0)] = 0
     """Number of coarser decoder levels that get a head and a loss of their own, each half the weight of the finer."""
+
+    def __post_init__(self) -> None:
+        """Let an init that names a published 3D network name the backbone."""
+        network = self.init.partition("@")[0]
+        if network.partition(":")[0] not in FAMILIES_3D or network == self.backbone:
+            return
+        if self.backbone != _DEFAULT_BACKBONE:
+            raise ValueError(
+                f"init {self.init} is of the network {network}, and backbone is {self.backbone}: leave backbone out"
+            )
+        object.__setattr__(self, "backbone", network)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _keep_pieces(array: Array, step: LargestComponent | RemoveSmall, choose: Cal
 def _fill_holes(array: Array, step: FillHoles, grid: Grid) -> Array:
     """Fill what does not reach the faces of the box: of the background they hold a margin, or the volume's border."""
     import cc3d
-    from scipy.ndimage import distance_transform_edt, find_objects
+    from scipy.ndimage import find_objects
 
     pieces = cc3d.connected_components(array == 0, connectivity=_BY_A_FACE, out_dtype=np.uint32)
     sizes = np.bincount(pieces.ravel())
@@ -139,12 +139,18 @@ def _fill_holes(array: Array, step: FillHoles, grid: Grid) -> Array:
     numbers = (np.cumsum(filled) * filled)[pieces]
     for number, box in enumerate(find_objects(numbers), start=1):
         around = tuple(slice(axis.start - 1, axis.stop + 1) for axis in box)
-        nearest = distance_transform_edt(
-            array[around] == 0, grid.spacing_mm, return_distances=False, return_indices=True
-        )
         hole = numbers[around] == number
-        result[around][hole] = array[around][tuple(nearest)][hole]
+        result[around][hole] = _nearest_label(array[around], grid.spacing_mm)[hole]
     return result
+
+
+def _nearest_label(array: Array, spacing_mm: FloatTriple) -> Array:
+    """Return for each voxel the label that is nearest; of equally near ones the lowest, whichever way the axes run."""
+    from scipy.ndimage import distance_transform_edt
+
+    labels = [value for value in np.unique(array).tolist() if value]
+    distances = [distance_transform_edt(array != value, spacing_mm) for value in labels]
+    return np.asarray(labels, array.dtype)[np.argmin(distances, axis=0)]
 
 
 def _pieces_beside(pieces: Array, mask: Array) -> Array:
