@@ -1,7 +1,7 @@
 """Predictions against references: files or arrays in, scores with intervals out. It knows no model and no training."""
 
 from medi3d.evaluate.classification import evaluate_classification
-from medi3d.evaluate.metrics import SEGMENT_METRICS, dice_scores, segment_scores
+from medi3d.evaluate.metrics import SEGMENT_METRICS, SEGMENT_SIZES, dice_scores, segment_scores
 from medi3d.evaluate.probabilities import classification_statistics
 from medi3d.evaluate.result import ALL_LABELS, ALL_REGIONS, METRIC_TITLES, Evaluation
 from medi3d.evaluate.segmentation import evaluate_segmentation, find_labels
@@ -12,6 +12,7 @@ __all__ = [
     "ALL_REGIONS",
     "METRIC_TITLES",
     "SEGMENT_METRICS",
+    "SEGMENT_SIZES",
     "Evaluation",
     "Interval",
     "bootstrap_difference",

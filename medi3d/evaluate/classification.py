@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from medi3d.errors import InputError
+from medi3d.evaluate.curves import classification_curves
 from medi3d.evaluate.probabilities import classification_statistics
-from medi3d.evaluate.result import Evaluation, Row, require_cases
-from medi3d.evaluate.statistics import bootstrap_interval
+from medi3d.evaluate.result import Evaluation, Row, number_groups, require_cases
+from medi3d.evaluate.statistics import bootstrap_intervals
 from medi3d.types import FloatArray, PathLike
 
 
@@ -60,27 +61,40 @@ def evaluate_classification(
     faulty = {problem.partition(":")[0] for problem in problems}
     missing = tuple(case for case in targets if case not in predicted and case not in faulty)
     require_cases(scored, missing=missing, problems=problems)
-    groups = None
-    if group_column:
-        group_of = {row[case_column]: row[group_column] or row[case_column] for row in reference_rows}
-        groups = [group_of[case] for case in scored]
+    numbers = number_groups(
+        scored,
+        {row[case_column]: row[group_column] or row[case_column] for row in reference_rows} if group_column else None,
+    )
+    groups = [str(numbers[case]) for case in scored] if numbers else None
     target_array = np.array([targets[case] for case in scored])
     probabilities = np.stack([predicted[case] for case in scored])
-    scores = {
-        name: bootstrap_interval(statistic, len(scored), groups=groups, samples=bootstrap, seed=seed)
-        for name, statistic in classification_statistics(target_array, probabilities).items()
-    }
+    statistics = classification_statistics(target_array, probabilities)
+    intervals = bootstrap_intervals([*statistics.values()], len(scored), groups=groups, samples=bootstrap, seed=seed)
+    scores = dict(zip(statistics, intervals, strict=True))
     known = {row[case_column] for row in reference_rows}
     return Evaluation(
         kind="classification",
         rows=tuple(_case_row(case, targets[case], predicted[case], classes) for case in scored),
-        scores={classes[-1] if len(classes) == 2 else "all classes": scores},
+        scores={scores_name(classes): scores},
         cases=len(scored),
         missing=missing,
         unmatched=tuple(case for case in predicted if case not in known),
         problems=tuple(problems),
-        settings={"bootstrap": bootstrap, "seed": seed, "level": 0.95, "unlabelled": unlabelled},
+        settings={
+            "bootstrap": bootstrap,
+            "seed": seed,
+            "level": 0.95,
+            "unlabelled": unlabelled,
+            "classes": list(classes),
+        },
+        groups=numbers,
+        curves=classification_curves(target_array, probabilities, classes),
     )
+
+
+def scores_name(classes: Sequence[str]) -> str:
+    """Return under which name the scores stand: the positive class of two, else all."""
+    return classes[-1] if len(classes) == 2 else "all classes"
 
 
 def _case_row(case: str, target: int, probabilities: FloatArray, classes: Sequence[str]) -> Row:

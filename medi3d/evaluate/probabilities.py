@@ -1,4 +1,4 @@
-"""How good class probabilities are: AUC, accuracy, sensitivity at 95 % specificity, Brier score, calibration error.
+"""How good class probabilities are: ranking (AUC, average precision), decisions, Brier score, calibration error.
 
 Each function returns a :data:`~medi3d.evaluate.statistics.Statistic`, so that a bootstrap of thousands of samples is a
 few matrix operations. With two classes the ranking and calibration metrics are those of the last class (the positive
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from medi3d.errors import InputError
-from medi3d.evaluate.statistics import Statistic, divide, mean_of
+from medi3d.evaluate.statistics import Statistic, divide, mean_of, mean_over
 from medi3d.types import Array, FloatArray
 
 
@@ -40,14 +40,25 @@ def classification_statistics(targets: Array, probabilities: FloatArray) -> dict
     if not np.isin(targets, np.arange(probabilities.shape[1])).all():
         raise InputError(f"targets must be class indices 0 to {probabilities.shape[1] - 1}; got {np.unique(targets)}")
     one_hot = np.eye(probabilities.shape[1])[targets]
+    decided = np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)]
     return {
         "auc": _over_classes(auc_of, one_hot, probabilities),
+        "average_precision": _over_classes(average_precision_of, one_hot, probabilities),
         "accuracy": mean_of((probabilities.argmax(axis=1) == targets).astype(np.float64)),
+        # Of the class that is given the highest probability: of two, at 0.5.
+        "sensitivity": _over_classes(_share_of, decided, one_hot),
+        "specificity": _over_classes(_share_of, 1 - decided, 1 - one_hot),
         "sensitivity_at_95_specificity": _over_classes(sensitivity_of, one_hot, probabilities),
         # Half the squared distance, so that two classes give the (p - y)² of Brier 1950 and the range is [0, 1].
-        "brier": mean_of(0.5 * ((probabilities - one_hot) ** 2).sum(axis=1)),
+        "brier": mean_of(brier_of(one_hot, probabilities)),
         "calibration_error": _over_classes(calibration_error_of, one_hot, probabilities),
     }
+
+
+def brier_of(one_hot: FloatArray, probabilities: FloatArray) -> FloatArray:
+    """Return the Brier score of each case, ``(N,)``, of two ``(N, K)``."""
+    scores: FloatArray = 0.5 * ((probabilities - one_hot) ** 2).sum(axis=1)
+    return scores
 
 
 def auc_of(positive: FloatArray, scores: FloatArray) -> Statistic:
@@ -65,6 +76,27 @@ def auc_of(positive: FloatArray, scores: FloatArray) -> Statistic:
         return divide((true * below).sum(axis=1), true.sum(axis=1) * false.sum(axis=1))
 
     return auc
+
+
+def average_precision_of(positive: FloatArray, scores: FloatArray) -> Statistic:
+    """Return the average precision as a statistic: the precision at each threshold, weighted by the recall it adds.
+
+    The curve is not interpolated (as in scikit-learn). NaN without a positive case.
+    """
+    weigh = _weigh_by_score(positive, scores)
+
+    def average_precision(weights: FloatArray) -> FloatArray:
+        true, false = (np.flip(array, axis=1) for array in weigh(weights))
+        caught = np.cumsum(true, axis=1)
+        precision = caught / np.maximum(caught + np.cumsum(false, axis=1), 1e-300)
+        return divide((true * precision).sum(axis=1), caught[:, -1])
+
+    return average_precision
+
+
+def _share_of(decided: FloatArray, those: FloatArray) -> Statistic:
+    """Return which share of ``those`` cases, ``(N,)`` of 0 and 1, was decided so."""
+    return mean_of(np.where(those > 0, decided, np.nan))
 
 
 def sensitivity_of(positive: FloatArray, scores: FloatArray, *, specificity: float = 0.95) -> Statistic:
@@ -92,7 +124,7 @@ def calibration_error_of(positive: FloatArray, scores: FloatArray, *, bins: int 
     The probabilities fall into ``bins`` bins of equal width; the error is the mean gap between a bin's mean probability
     and its share of positives, weighted by the bin's cases.
     """
-    index = np.minimum((np.asarray(scores) * bins).astype(int), bins - 1)
+    index = bin_of(scores, bins)
     gaps = np.eye(bins)[index] * (np.asarray(scores) - positive)[:, None]  # (N, bins)
 
     def calibration_error(weights: FloatArray) -> FloatArray:
@@ -101,19 +133,22 @@ def calibration_error_of(positive: FloatArray, scores: FloatArray, *, bins: int 
     return calibration_error
 
 
+def bin_of(scores: FloatArray, bins: int) -> Array:
+    """Return which of ``bins`` bins of equal width over [0, 1] each probability falls into."""
+    bin_numbers: Array = np.minimum((np.asarray(scores) * bins).astype(int), bins - 1)
+    return bin_numbers
+
+
 def _over_classes(
     statistic_of: Callable[[FloatArray, FloatArray], Statistic], one_hot: FloatArray, probabilities: FloatArray
 ) -> Statistic:
-    """Take the last class of two, or the mean over more, leaving out classes without a case."""
-    columns = range(1, 2) if one_hot.shape[1] == 2 else range(one_hot.shape[1])
-    statistics = [statistic_of(one_hot[:, column], probabilities[:, column]) for column in columns]
+    """Take the last class of two, or the mean over more, leaving out those for which it is undefined."""
+    return mean_over([statistic_of(one_hot[:, k], probabilities[:, k]) for k in scored_classes(one_hot.shape[1])])
 
-    def mean_over_classes(weights: FloatArray) -> FloatArray:
-        values = np.stack([statistic(weights) for statistic in statistics])  # (classes, S)
-        known = np.isfinite(values)
-        return divide(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64))
 
-    return mean_over_classes
+def scored_classes(count: int) -> range:
+    """Return which of ``count`` classes are scored against the rest: of two, the last one alone."""
+    return range(1, 2) if count == 2 else range(count)
 
 
 def _weigh_by_score(positive: FloatArray, scores: FloatArray) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:

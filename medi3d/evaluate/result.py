@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is written: one CSV row a case, one JSON summary."""
+"""What an evaluation found, and how it is written and read: one CSV row a case, one JSON summary, and curves."""
 
 from __future__ import annotations
 
@@ -26,8 +26,22 @@ METRIC_TITLES: Mapping[str, str] = {
     "dice": "Dice",
     "surface_dice": "surface Dice",
     "hd95_mm": "HD95 (mm)",
+    "assd_mm": "mean surface distance (mm)",
+    "iou": "IoU",
+    "precision": "precision",
+    "recall": "recall",
+    "volume_error_ml": "volume error (ml)",
+    "volume_error_percent": "volume error (%)",
+    "absolute_volume_error_ml": "absolute volume error (ml)",
+    "lesion_precision": "lesion precision",
+    "lesion_recall": "lesion recall",
+    "lesion_f1": "lesion F1",
+    "panoptic_quality": "panoptic quality",
     "auc": "AUC",
+    "average_precision": "average precision",
     "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
     "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
     "brier": "Brier score",
     "calibration_error": "calibration error",
@@ -50,7 +64,9 @@ class Evaluation:
         missing: the references that have no prediction.
         unmatched: the predictions that have no reference.
         problems: one line for each case that could not be scored.
-        settings: what the scores depend on: tolerance, bootstrap samples, seed.
+        settings: what the scores depend on: labels, tolerance, bootstrap samples, seed.
+        groups: case id → number of the patient, where patients are known: cases of one share it.
+        curves: of a classifier, see :mod:`medi3d.evaluate.curves`.
     """
 
     kind: str
@@ -60,16 +76,20 @@ class Evaluation:
     missing: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
+    curves: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: PathLike) -> tuple[Path, Path]:
-        """Write ``cases.csv`` and ``summary.json`` into a folder, which is made where it is missing.
+        """Write ``cases.csv``, ``summary.json`` and, of a classifier, ``curves.json`` into a folder, made if missing.
 
         Returns:
-            The two paths. Undefined values are empty in the CSV and ``null`` in the JSON.
+            The paths of the first two. Undefined values are empty in the CSV and ``null`` in the JSON.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.curves:
+            write_json(folder / "curves.json", self.curves, indent=None)
         return self._write_cases(folder / "cases.csv"), self._write_summary(folder / "summary.json")
 
     def _write_cases(self, path: Path) -> Path:
@@ -81,10 +101,55 @@ class Evaluation:
 
     def _write_summary(self, path: Path) -> Path:
         summary = {"medi3d": __version__, **asdict(self)}
-        del summary["rows"]
-        text = json.dumps(_json_value(summary), indent=2, allow_nan=False) + "\n"
-        atomic.write_bytes(path, text.encode())
+        del summary["rows"], summary["curves"]
+        write_json(path, summary)
         return path
+
+
+def number_groups(cases: Sequence[str], groups: Mapping[str, str] | None) -> dict[str, int]:
+    """Number the patients of some cases from 1 on, so that nothing names them; empty where none is known."""
+    if not groups:
+        return {}
+    numbers: dict[str, int] = {}
+    return {case: numbers.setdefault(groups.get(case, case), len(numbers) + 1) for case in cases}
+
+
+def read_evaluation(folder: PathLike) -> Evaluation:
+    """Read what :meth:`Evaluation.write` has written; of its curves, nothing.
+
+    Raises:
+        InputError: a file is missing or is not one, or an older medi3d wrote it.
+    """
+    summary_path, cases_path = Path(folder) / "summary.json", Path(folder) / "cases.csv"
+    try:
+        summary = json.loads(summary_path.read_text(encoding="utf-8"))
+        with cases_path.open(newline="", encoding="utf-8") as stream:
+            rows = tuple(csv.DictReader(stream))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{folder}: not an evaluation with its cases.csv and summary.json: {error}") from None
+    if not isinstance(summary, dict) or "groups" not in summary or not rows:
+        raise InputError(
+            f"{summary_path}: written by an older medi3d, or by something else; run `medi3d evaluate` again"
+        )
+    return Evaluation(
+        kind=summary["kind"],
+        rows=rows,
+        scores={
+            name: {metric: _read_interval(entry) for metric, entry in metrics.items()}
+            for name, metrics in summary["scores"].items()
+        },
+        cases=summary["cases"],
+        missing=tuple(summary["missing"]),
+        unmatched=tuple(summary["unmatched"]),
+        problems=tuple(summary["problems"]),
+        settings=summary["settings"],
+        groups=summary["groups"],
+    )
+
+
+def _read_interval(entry: Mapping[str, float | None]) -> Interval:
+    value, low, high = (math.nan if entry[key] is None else float(entry[key] or 0) for key in ("value", "low", "high"))
+    return Interval(value, low, high, int(entry["cases"] or 0))
 
 
 def require_cases(scored: Sequence[object], *, missing: Sequence[str], problems: Sequence[str]) -> None:
@@ -100,6 +165,12 @@ def require_cases(scored: Sequence[object], *, missing: Sequence[str], problems:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         reasons.append(f"{len(missing)} references have no prediction of their name ({names})")
     raise InputError("no case could be evaluated: " + ("; ".join(reasons) or "there are no references"))
+
+
+def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
+    """Write JSON, whole or not at all; undefined numbers become ``null``."""
+    text = json.dumps(_json_value(content), indent=indent, allow_nan=False) + "\n"
+    atomic.write_bytes(path, text.encode())
 
 
 def _csv_value(value: str | float) -> str:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from medi3d import io
-from medi3d.errors import InputError
-from medi3d.evaluate.metrics import (
-    SEGMENT_METRICS,
-    Regions,
-    annotated_voxels,
-    is_in,
-    join_regions,
-    segment_scores,
-)
-from medi3d.evaluate.result import ALL_LABELS, ALL_REGIONS, Evaluation, Row, require_cases
-from medi3d.evaluate.statistics import Interval, bootstrap_interval, mean_of
-from medi3d.types import Array, FloatArray, PathLike
-from medi3d.volume import LabelMap
+from medi3d.errors import InputError, Medi3dError
+from medi3d.evaluate.metrics import Regions, join_regions, segment_scores
+from medi3d.evaluate.result import Evaluation, Row, number_groups, require_cases
+from medi3d.evaluate.summary import summarize_segments
+from medi3d.types import Array, PathLike
+from medi3d.volume import Grid, LabelMap
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +39,9 @@ def evaluate_segmentation(
     regions: Regions | None = None,
     ignore_label: int | None = None,
     groups: Mapping[str, str] | None = None,
+    surface: str = "elements",
+    lesion_iou: float = 0.1,
+    jobs: int = 1,
     on_case: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Score predicted label maps.
@@ -60,6 +58,9 @@ def evaluate_segmentation(
         regions: unions of labels that are scored as well, as those of BraTS.
         ignore_label: value of voxels of the references that nobody has annotated; they enter no score.
         groups: case id → patient, where cases of one patient shall be drawn together.
+        surface: what the surface metrics take for a surface, see :mod:`medi3d.evaluate.surface`.
+        lesion_iou: least IoU of a detected lesion, see :mod:`medi3d.evaluate.lesions`.
+        jobs: processes that score cases at the same time.
         on_case: called with the case's name, how many were looked at, and how many there are.
 
     Returns:
@@ -68,6 +69,8 @@ def evaluate_segmentation(
 
     Raises:
         InputError: a folder holds no files, or not a single case could be scored.
+        ConfigError: there is no such surface.
+        Medi3dError: a process was killed.
 
     Examples:
         >>> result = evaluate_segmentation("predictions", "labelsTs", {1: "nodule"})  # doctest: +SKIP
@@ -75,35 +78,41 @@ def evaluate_segmentation(
         0.853 [0.811, 0.889]
     """
     pairs, missing, unmatched = _pair_files(predictions, references)
-    scored = _Scored(labels, join_regions(labels, regions), ignore_label, tolerance_mm)
+    scored = _Scored(labels, join_regions(labels, regions), ignore_label, tolerance_mm, surface, lesion_iou)
     rows: list[Row] = []
     problems: list[str] = []
-    for count, (case, (prediction, reference)) in enumerate(pairs.items(), start=1):
-        try:
-            rows += _score_case(case, prediction, reference, scored)
-        except InputError as error:
-            problems.append(f"{case}: {error}")
+    for count, (case, result) in enumerate(_score_cases(pairs, scored, jobs), start=1):
+        if isinstance(result, str):
+            problems.append(f"{case}: {result}")
             logger.warning("%s", problems[-1])
+        else:
+            rows += result
         if on_case is not None:
             on_case(case, count, len(pairs))
     require_cases(rows, missing=missing, problems=problems)
-    means = {ALL_LABELS: tuple(labels.values())} | ({ALL_REGIONS: tuple(regions)} if regions else {})
+    cases = list(dict.fromkeys(str(row["case_id"]) for row in rows))
+    settings = {
+        "tolerance_mm": tolerance_mm,
+        "surface": surface,
+        "lesion_iou": lesion_iou,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "level": 0.95,
+        "ignore_label": ignore_label,
+        "labels": list(labels.values()),
+        "regions": {name: list(values) for name, values in (regions or {}).items()},
+    }
+    numbers = number_groups(cases, groups)
     return Evaluation(
         kind="segmentation",
         rows=tuple(rows),
-        scores=_summarize(rows, means, bootstrap=bootstrap, seed=seed, groups=groups or {}),
-        cases=len(pairs) - len(problems),
+        scores=summarize_segments(rows, settings, groups=numbers, bootstrap=bootstrap, seed=seed),
+        cases=len(cases),
         missing=missing,
         unmatched=unmatched,
         problems=tuple(problems),
-        settings={
-            "tolerance_mm": tolerance_mm,
-            "bootstrap": bootstrap,
-            "seed": seed,
-            "level": 0.95,
-            "ignore_label": ignore_label,
-            "regions": {name: list(values) for name, values in (regions or {}).items()},
-        },
+        settings=settings,
+        groups=numbers,
     )
 
 
@@ -114,14 +123,46 @@ class _Scored:
     Args:
         labels: label value → name.
         segments: name of a label or region → label values.
-        ignore_label: see :func:`evaluate_segmentation`.
+        ignore_label: see :func:`evaluate_segmentation`, as the rest.
         tolerance_mm: of the surface Dice.
+        surface: of the surface metrics.
+        lesion_iou: of a detected lesion.
     """
 
     labels: Mapping[int, str]
     segments: Mapping[str, tuple[int, ...]]
     ignore_label: int | None
     tolerance_mm: float
+    surface: str
+    lesion_iou: float
+
+
+_Pair = tuple[Path, Path]
+_Result = list[Row] | str
+
+
+def _score_cases(pairs: Mapping[str, _Pair], scored: _Scored, jobs: int) -> Iterator[tuple[str, _Result]]:
+    """Yield each case and its rows, or what is wrong with it, in the order of the cases."""
+    score = partial(_try_case, scored=scored)
+    if jobs < 2:
+        yield from zip(pairs, map(score, pairs, pairs.values()), strict=True)
+        return
+    from joblib import Parallel, delayed
+
+    tasks = (delayed(score)(case, paths) for case, paths in pairs.items())
+    try:
+        yield from zip(pairs, Parallel(jobs, return_as="generator")(tasks), strict=True)
+    except BrokenExecutor:
+        raise Medi3dError(
+            f"one of {jobs} processes that scored cases was killed, probably for want of memory; take fewer --jobs"
+        ) from None
+
+
+def _try_case(case: str, paths: _Pair, *, scored: _Scored) -> _Result:
+    try:
+        return _score_case(case, *paths, scored)
+    except InputError as error:
+        return str(error)
 
 
 def find_labels(references: PathLike) -> dict[int, str]:
@@ -132,7 +173,7 @@ def find_labels(references: PathLike) -> dict[int, str]:
     """
     values: set[int] = set()
     for path in io.image_files(references):
-        values |= set(np.unique(io.read_label_map(path).array).tolist()) - {0}
+        values |= _values_in(io.read_label_map(path).array) - {0}
     if not values:
         raise InputError(f"{references}: no label in any reference; expected values above 0")
     return {value: f"label {value}" for value in sorted(values)}
@@ -165,84 +206,43 @@ def _is_folder(files: Files) -> bool:
 def _score_case(case: str, prediction_path: Path, reference_path: Path, scored: _Scored) -> list[Row]:
     prediction, reference = io.read_label_map(prediction_path), io.read_label_map(reference_path)
     _check_pair(prediction, reference, scored, paths=(prediction_path, reference_path))
-    arrays = prediction.array[0], reference.array[0]
     scores = segment_scores(
-        *arrays,
+        prediction.array[0],
+        reference.array[0],
         labels={},
         regions=scored.segments,
         spacing_mm=reference.spacing_mm,
         tolerance_mm=scored.tolerance_mm,
         ignore_label=scored.ignore_label,
+        surface=scored.surface,
+        lesion_iou=scored.lesion_iou,
     )
-    known = annotated_voxels(*arrays, scored.ignore_label)
-    voxel_ml = float(np.prod(reference.spacing_mm)) / 1000
-
-    def volume_ml(array: Array, values: tuple[int, ...]) -> float:
-        mask = is_in(array, values)
-        return np.count_nonzero(mask if known is None else mask & known) * voxel_ml
-
-    return [
-        {
-            "case_id": case,
-            "label": name,
-            **scores[name],
-            "prediction_ml": volume_ml(arrays[0], values),
-            "reference_ml": volume_ml(arrays[1], values),
-        }
-        for name, values in scored.segments.items()
-    ]
+    return [{"case_id": case, "label": name, **values} for name, values in scores.items()]
 
 
-def _check_pair(prediction: LabelMap, reference: LabelMap, scored: _Scored, *, paths: tuple[Path, Path]) -> None:
-    if prediction.shape != reference.shape:
-        raise InputError(
-            f"{paths[0]} has {prediction.shape} voxels (D, H, W), its reference {paths[1]} has {reference.shape};"
-            " compare predictions with labels on the grid of the input image"
-        )
+def _check_pair(prediction: LabelMap, reference: LabelMap, scored: _Scored, *, paths: _Pair) -> None:
     if not reference.grid.is_close(prediction.grid, tolerance=0.01):
-        raise InputError(
-            f"{paths[0]} lies elsewhere than its reference {paths[1]}: affines"
-            f" {prediction.affine[:3].round(4).tolist()} and {reference.affine[:3].round(4).tolist()}"
+        ours, theirs = (
+            f"{path} has {_describe(m.grid)}" for path, m in zip(paths, (prediction, reference), strict=True)
         )
+        raise InputError(f"{ours}; its reference {theirs}. Compare on the grid of the input image")
     if not reference.grid.is_orthogonal:
         raise InputError(f"{paths[1]} has axes that are not at right angles; resample both before they are compared")
     for path, label_map, ignored in zip(paths, (prediction, reference), (None, scored.ignore_label), strict=True):
-        unknown = set(np.unique(label_map.array).tolist()) - {0, *scored.labels, ignored}
+        unknown = _values_in(label_map.array) - {0, *scored.labels, ignored}
         if unknown:
             known = f"the labels are 0 and {sorted(scored.labels)}"
             raise InputError(f"{path} holds the label values {sorted(unknown)}; {known}")
 
 
-def _summarize(
-    rows: Sequence[Row], means: Mapping[str, tuple[str, ...]], *, bootstrap: int, seed: int, groups: Mapping[str, str]
-) -> dict[str, dict[str, Interval]]:
-    """Average over the cases: each label and region, and ``means``: name → what is averaged in a case first."""
-    cases = list(dict.fromkeys(str(row["case_id"]) for row in rows))
-    names = list(dict.fromkeys(str(row["label"]) for row in rows))
-    drawn_with = [groups.get(case, case) for case in cases]
-    # Rows run over what is scored within a case: (cases, names, metrics).
-    table = np.array([[float(row[metric]) for metric in SEGMENT_METRICS] for row in rows])
-    table = table.reshape(len(cases), len(names), len(SEGMENT_METRICS))
-    columns = {name: table[:, index] for index, name in enumerate(names)}
-    columns |= {
-        mean: _mean_of_known(table[:, [names.index(name) for name in members]]) for mean, members in means.items()
-    }
-    return {
-        name: {
-            metric: _mean_interval(values[:, index], drawn_with, bootstrap, seed)
-            for index, metric in enumerate(SEGMENT_METRICS)
-        }
-        for name, values in columns.items()
-    }
+def _describe(grid: Grid) -> str:
+    spacing, origin = (
+        " × ".join(f"{mm:.4g}" for mm in grid.spacing_mm),
+        ", ".join(f"{mm:.4g}" for mm in grid.origin_mm),
+    )
+    return f"{grid.shape} voxels (D, H, W) of {spacing} mm, orientation {grid.orientation}, origin ({origin}) mm"
 
 
-def _mean_of_known(table: FloatArray) -> FloatArray:
-    """Average ``(cases, names, metrics)`` over the names; NaN where none has a value."""
-    known = np.isfinite(table)
-    total: FloatArray = np.where(known, table, 0).sum(axis=1)
-    return total / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
-
-
-def _mean_interval(values: np.ndarray, groups: list[str], samples: int, seed: int) -> Interval:
-    interval = bootstrap_interval(mean_of(values), len(values), groups=groups, samples=samples, seed=seed)
-    return Interval(interval.value, interval.low, interval.high, int(np.isfinite(values).sum()))
+def _values_in(array: Array) -> set[int]:
+    """Return the values of ``(1, D, H, W)``, slice after slice, so that what is sorted stays small."""
+    return {int(value) for plane in array[0] for value in np.unique(plane)}

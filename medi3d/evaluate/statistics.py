@@ -72,17 +72,41 @@ def bootstrap_interval(
         >>> bootstrap_interval(mean_of([0.8, 0.9, 1.0]), 3).value
         0.9
     """
+    return bootstrap_intervals([statistic], cases, groups=groups, samples=samples, seed=seed, level=level)[0]
+
+
+def bootstrap_intervals(
+    statistics: Sequence[Statistic],
+    cases: int,
+    *,
+    groups: Sequence[str] | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Return several statistics, each with its :func:`bootstrap_interval`; they share the draws.
+
+    Raises:
+        InputError: as there.
+    """
     if cases < 1 or (groups is not None and len(groups) != cases):
         given = "none" if groups is None else len(groups)
         raise InputError(
             f"a bootstrap needs at least one case and one group for each; got {cases} cases, groups: {given}"
         )
-    value = float(statistic(np.ones((1, cases)))[0])
-    draws = np.concatenate([statistic(weights) for weights in _draw_weights(cases, groups, samples, seed)])
+    values = [float(statistic(np.ones((1, cases)))[0]) for statistic in statistics]
+    blocks = [
+        [statistic(weights) for statistic in statistics] for weights in _draw_weights(cases, groups, samples, seed)
+    ]
+    draws = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    return [Interval(value, *_percentiles(drawn, level), cases) for value, drawn in zip(values, draws, strict=True)]
+
+
+def _percentiles(draws: FloatArray, level: float) -> tuple[float, float]:
     draws = draws[np.isfinite(draws)]
     tail = 50 * (1 - level)
     low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (np.nan, np.nan)
-    return Interval(value, float(low), float(high), cases)
+    return float(low), float(high)
 
 
 def bootstrap_difference(
@@ -113,16 +137,36 @@ def bootstrap_difference(
     )
 
 
-def mean_of(values: Sequence[float] | FloatArray) -> Statistic:
-    """Return the statistic "mean of ``values``", ``(N,)``; NaN values are left out."""
+def mean_of(values: Sequence[float] | FloatArray, *, counts: Sequence[float] | FloatArray | None = None) -> Statistic:
+    """Return the statistic "mean of ``values``", ``(N,)``; NaN values are left out.
+
+    Args:
+        values: one a case.
+        counts: how many things of a case its value is the mean of, so that every thing counts alike; ``None``: one.
+
+    Example:
+        >>> mean_of([0.5, 1.0], counts=[2, 6])(np.ones((1, 2))).item()
+        0.875
+    """
     array = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(array)
-    filled = np.where(known, array, 0.0)
+    known = np.isfinite(array) * (1.0 if counts is None else np.asarray(counts, dtype=np.float64))
+    filled = np.where(np.isfinite(array), array, 0.0) * known
 
     def weighted_mean(weights: FloatArray) -> FloatArray:
-        return divide(weights @ filled, weights @ known.astype(np.float64))
+        return divide(weights @ filled, weights @ known)
 
     return weighted_mean
+
+
+def mean_over(statistics: Sequence[Statistic]) -> Statistic:
+    """Return the mean of several statistics, of those that are defined under a row of weights."""
+
+    def mean(weights: FloatArray) -> FloatArray:
+        values = np.stack([statistic(weights) for statistic in statistics])
+        known = np.isfinite(values)
+        return divide(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64))
+
+    return mean
 
 
 def divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:

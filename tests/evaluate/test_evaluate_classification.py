@@ -65,7 +65,7 @@ def test_tables_are_written(predictions: Path, references: Path, tmp_path: Path)
     content = json.loads(summary.read_text())
     assert content["scores"]["malignant"]["accuracy"]["value"] == pytest.approx(0.8)
     assert content["missing"] == ["c9"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cases.csv", "curves.json", "summary.json"]
 
 
 def test_a_bad_row_is_a_problem_and_the_others_count(predictions: Path, references: Path, tmp_path: Path) -> None:

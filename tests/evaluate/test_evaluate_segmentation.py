@@ -65,6 +65,7 @@ def test_results_are_written(folders: tuple[Path, Path], tmp_path: Path) -> None
     assert content["cases"] == 2
     assert content["scores"]["solid"]["dice"]["value"] == pytest.approx(5 / 6)
     settings = {"tolerance_mm": 1.0, "bootstrap": 100, "seed": 0, "level": 0.95}
+    settings |= {"surface": "elements", "lesion_iou": 0.1, "labels": ["solid", "subsolid"]}
     assert content["settings"] == {**settings, "ignore_label": None, "regions": {}}
 
 
@@ -112,8 +113,11 @@ def sheared(label: LabelMap) -> LabelMap:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shifted, "lies elsewhere than its reference"),
-        (cut, r"has \(8, 12, 16\) voxels"),
+        (
+            shifted,
+            r"one.nii.gz has .*origin \(40, 30, -4.5\) mm; its reference .*one.nii.gz has .*origin \(40, 30, -7\)",
+        ),
+        (cut, r"has \(8, 12, 16\) voxels .D, H, W. of 2.5 × 1 × 0.5 mm, .*; its reference .* has \(9, 12, 16\) voxels"),
         (relabelled, r"label values \[3\]"),
     ],
 )

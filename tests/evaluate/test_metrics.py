@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medi3d.errors import InputError
-from medi3d.evaluate import SEGMENT_METRICS, dice_scores, segment_scores
+from medi3d.evaluate import SEGMENT_METRICS, SEGMENT_SIZES, dice_scores, segment_scores
 from medi3d.evaluate.surface import measure_surface_distances
 
 SPACING_MM = (2.5, 1.0, 0.5)
@@ -27,7 +27,10 @@ def score(prediction: np.ndarray, reference: np.ndarray, *, tolerance_mm: float 
 
 def test_equal_maps_score_perfectly() -> None:
     array = box(start=(2, 3, 4), size=(4, 5, 6))
-    assert score(array, array)["solid"] == {"dice": 1.0, "surface_dice": 1.0, "hd95_mm": 0.0}
+    found = score(array, array)["solid"]
+    assert list(found) == [*SEGMENT_METRICS, *SEGMENT_SIZES]
+    errors = {name for name in SEGMENT_METRICS if name.endswith(("_mm", "_ml", "_percent"))}
+    assert {name: found[name] for name in SEGMENT_METRICS} == {n: 0.0 if n in errors else 1.0 for n in SEGMENT_METRICS}
 
 
 def test_dice_is_twice_the_overlap_over_the_sum() -> None:
@@ -82,11 +85,26 @@ def test_hausdorff_is_the_larger_of_the_two_directions() -> None:
 def test_a_label_in_neither_map_is_undefined_and_in_one_map_the_worst() -> None:
     reference = box(start=(2, 3, 4), size=(4, 5, 6))
     empty = np.zeros_like(reference)
-    assert all(math.isnan(value) for value in score(empty, empty)["solid"].values())
+    nothing = score(empty, empty)["solid"]
+    assert all(math.isnan(nothing[metric]) for metric in SEGMENT_METRICS)
+    assert all(nothing[size] == 0 for size in SEGMENT_SIZES)
     diagonal = math.hypot(10 * 2.5, 14 * 1.0, 20 * 0.5)
-    for pair in ((empty, reference), (reference, empty)):
-        assert score(*pair)["solid"] == {"dice": 0.0, "surface_dice": 0.0, "hd95_mm": pytest.approx(diagonal)}
-        assert math.isnan(score(*pair)["subsolid"]["dice"])
+    missed, invented = score(empty, reference)["solid"], score(reference, empty)["solid"]
+    for found in (missed, invented):
+        assert found["hd95_mm"] == found["assd_mm"] == pytest.approx(diagonal)
+        assert all(found[n] == 0 for n in ("dice", "iou", "surface_dice", "lesion_f1", "panoptic_quality"))
+    volume_ml = 4 * 5 * 6 * math.prod(SPACING_MM) / 1000
+    assert missed["volume_error_ml"] == -missed["absolute_volume_error_ml"] == pytest.approx(-volume_ml)
+    assert invented["volume_error_ml"] == invented["absolute_volume_error_ml"] == pytest.approx(volume_ml)
+    assert missed["volume_error_percent"] == -100
+    assert missed["recall"] == missed["lesion_recall"] == invented["precision"] == invented["lesion_precision"] == 0
+    undefined = [(missed, "precision"), (missed, "lesion_precision"), (invented, "recall")]
+    undefined += [
+        (invented, "lesion_recall"),
+        (invented, "volume_error_percent"),
+        (score(empty, reference)["subsolid"], "dice"),
+    ]
+    assert all(math.isnan(found[metric]) for found, metric in undefined)
 
 
 def test_labels_are_scored_apart() -> None:
@@ -103,7 +121,17 @@ def test_scores_are_symmetric_bounded_and_do_not_depend_on_the_order_of_the_axes
     rng = np.random.default_rng(seed)
     first, second = ((rng.random((5, 6, 7)) > 0.7).astype(np.uint8) for _ in range(2))
     one = score(first, second)["solid"]
-    assert score(second, first)["solid"] == pytest.approx(one)
+    swapped = {
+        "precision": one["recall"],
+        "lesion_precision": one["lesion_recall"],
+        "volume_error_ml": -one["volume_error_ml"],
+        "prediction_ml": one["reference_ml"],
+        "prediction_lesions": one["reference_lesions"],
+    }
+    back = score(second, first)["solid"]
+    assert {name: back[name] for name in swapped} == pytest.approx(swapped)
+    same = ("dice", "iou", "surface_dice", "hd95_mm", "assd_mm", "lesion_f1", "panoptic_quality", "matched_lesions")
+    assert {name: back[name] for name in same} == pytest.approx({name: one[name] for name in same})
     turned = segment_scores(
         first.transpose(axes),
         second.transpose(axes),
@@ -111,9 +139,7 @@ def test_scores_are_symmetric_bounded_and_do_not_depend_on_the_order_of_the_axes
         spacing_mm=tuple(SPACING_MM[axis] for axis in axes),
         tolerance_mm=1.0,
     )["solid"]
-    assert set(turned) == set(SEGMENT_METRICS)
-    assert turned["dice"] == pytest.approx(one["dice"])
-    assert turned["hd95_mm"] == pytest.approx(one["hd95_mm"], rel=1e-6)
+    assert turned == pytest.approx(one)
     assert 0 <= one["dice"] <= 1
     assert 0 <= one["surface_dice"] <= 1
 
