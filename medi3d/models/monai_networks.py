@@ -1,20 +1,25 @@
-"""MONAI's segmentation networks under the same loop, from scratch: what an inflated network is compared with."""
+"""MONAI's segmentation networks under the same loop, from scratch: what an inflated network is compared with.
+
+MONAI is imported when one of its networks is made: that takes as long as torch itself, and predictions wait for it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets.basic_unet import BasicUNet
-from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError
 from medi3d.models.outputs import Outputs
 from medi3d.types import FloatTriple, IntTriple
+
+if TYPE_CHECKING:
+    from monai.networks.nets.dynunet import DynUNet
 
 _SMALLEST_EDGE = 4
 _WIDEST = 320
@@ -66,6 +71,8 @@ class SupervisedDynUNet(nn.Module):
 
 def create_basic_unet(task: TaskConfig) -> nn.Module:
     """Create BasicUNet with MONAI's own widths: 5.8 million parameters."""
+    from monai.networks.nets.basic_unet import BasicUNet
+
     _refuse(task, deep_supervision=True)
     network = BasicUNet(
         spatial_dims=3, in_channels=task.in_channels, out_channels=task.out_channels, dropout=task.model.dropout
@@ -78,6 +85,8 @@ def create_dynunet(task: TaskConfig) -> nn.Module:
 
     For the hippocampus' patch of 40×56×40: four levels of 32 to 256 channels, 5.6 million parameters.
     """
+    from monai.networks.nets.dynunet import DynUNet
+
     _refuse(task)
     spacing = task.preprocess.spacing_mm
     kernels, strides = plan_levels(task.patch_size, (1.0, 1.0, 1.0) if isinstance(spacing, str) else spacing)
