@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medi3d.config import TaskConfig, load_task
+from medi3d.config import TaskConfig
 from medi3d.errors import InputError
 from medi3d.evaluate import Evaluation, evaluate_classification, evaluate_segmentation
 from medi3d.infer.batch import PredictionSummary, predict_cases, predict_prepared_cases
@@ -20,6 +20,7 @@ from medi3d.infer.predictor import Predictor
 from medi3d.io import PreparedCase, PreparedStore, write_label_map
 from medi3d.preprocess.cases.raw_case import RawCases
 from medi3d.preprocess.cases.sources import find_raw_cases
+from medi3d.runs.folder import RunFolder
 from medi3d.runs.folds import FoldsFolder
 from medi3d.volume import LabelMap
 
@@ -59,23 +60,50 @@ def score_out_of_fold(folds: FoldsFolder, *, raw: Path, device: str, on_case: On
         InputError: no fold is finished, or none of the cases can be scored.
     """
     record = folds.read()
-    task = load_task(folds.record_file, values=record["task"])
     finished = [fold for fold, entry in record["folds"].items() if entry["state"] == "finished"]
     if not finished:
         raise InputError(f"{folds.path}: no fold is finished; `medi3d train --resume {folds.path}` goes on")
-    runs = [folds.fold(fold) for fold in finished]
-    held_out = {case_id for run in runs for case_id in run.load_split().validation}
-    prepared = [case for case in PreparedStore(record["prepared"]).cases() if case.case_id in held_out]
-    predictor = Predictor([run.path for run in runs], device=device, checkpoint=CHECKPOINT)
-    if raw.exists():
-        result = _score_raw(predictor, _find_raw(raw, task, held_out), prepared, folds.out_of_fold, on_case)
-    else:
-        result = _score_prepared(predictor, prepared, folds.out_of_fold, on_case, raw)
+    result = score_held_out(
+        [folds.fold(fold) for fold in finished],
+        prepared=Path(record["prepared"]),
+        raw=raw,
+        output=folds.out_of_fold,
+        device=device,
+        on_case=on_case,
+    )
     scores = {}
-    for kind, evaluation in result.evaluations.items():
-        _, summary = evaluation.write(folds.out_of_fold / "evaluation" / kind)
+    for kind in result.evaluations:
+        summary = folds.out_of_fold / "evaluation" / kind / "summary.json"
         scores[kind] = json.loads(summary.read_text(encoding="utf-8"))["scores"]
     folds.write(record | {"evaluation": _describe(result, scores)})
+    return result
+
+
+def score_held_out(
+    runs: Sequence[RunFolder], *, prepared: Path, raw: Path, output: Path, device: str, on_case: OnCase
+) -> OutOfFold:
+    """Predict every case that runs of one task held out, each by the runs that did, score them, and write both.
+
+    Args:
+        runs: finished runs.
+        prepared: the prepared store.
+        raw: folder of the raw data; where it does not exist, the cases are scored on the prepared grid.
+        output: folder of the predictions; the scores go to ``evaluation/labels`` and ``evaluation/classes`` in it.
+        device: to predict on.
+        on_case: called before each case.
+
+    Raises:
+        InputError: the runs held no case of the store out, or none of the cases can be scored.
+    """
+    held_out = {case_id for run in runs for case_id in run.load_split().validation}
+    cases = [case for case in PreparedStore(prepared).cases() if case.case_id in held_out]
+    predictor = Predictor([run.path for run in runs], device=device, checkpoint=CHECKPOINT)
+    if raw.exists():
+        result = _score_raw(predictor, _find_raw(raw, predictor.task, held_out), cases, output, on_case)
+    else:
+        result = _score_prepared(predictor, cases, output, on_case, raw)
+    for kind, evaluation in result.evaluations.items():
+        evaluation.write(output / "evaluation" / kind)
     return result
 
 

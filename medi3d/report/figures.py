@@ -21,18 +21,18 @@ from medi3d.volume import CANONICAL_ORIENTATION, LABEL_COLORS, LabelMap, Volume,
 if TYPE_CHECKING:  # Matplotlib takes half a second to import: it waits for the first figure
     from matplotlib.figure import Figure
 
-_PLANES = (("axial", 0, "R", "L"), ("coronal", 1, "R", "L"), ("sagittal", 2, "A", "P"))
+PLANES = (("axial", 0, "R", "L"), ("coronal", 1, "R", "L"), ("sagittal", 2, "A", "P"))
 """Title, the axis that is cut, and what lies at the left and right edge of the picture."""
 
 _HEIGHT_INCHES = 4.2
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """Arrays ``(D, H, W)`` in SPL order and what is needed to draw planes of them."""
 
     image: Array
-    prediction: Array
+    prediction: Array | None
     reference: Array | None
     spacing_mm: FloatTriple
     center: tuple[int, ...]
@@ -67,18 +67,18 @@ def draw_prediction(
             raise InputError(
                 f"the {name} does not lie on the volume's grid: {label_map.shape} and {volume.shape} voxels"
             )
-    scene = _make_scene(volume, prediction, reference, labels)
+    scene = make_scene(volume, prediction, reference, labels)
     extents = np.asarray(scene.image.shape) * scene.spacing_mm
-    sizes = np.array([np.delete(extents, axis) for _, axis, _, _ in _PLANES])  # (height, width) mm of each picture
+    sizes = np.array([np.delete(extents, axis) for _, axis, _, _ in PLANES])  # (height, width) mm of each picture
     # One scale for all three: the widths and the height of the row are in proportion to the millimetres shown.
     width = _HEIGHT_INCHES * float(sizes[:, 1].sum() / sizes[:, 0].max())
     figure = Figure(figsize=(width + 0.3, _HEIGHT_INCHES + 0.75), facecolor="black")
     grid = figure.add_gridspec(
         1, 3, width_ratios=sizes[:, 1].tolist(), wspace=0.03, left=0.01, right=0.99, top=0.93, bottom=0.1
     )
-    for column, plane in enumerate(_PLANES):
-        _draw_plane(figure.add_subplot(grid[0, column]), scene, plane, labels)
-    _add_legend(figure, labels, with_reference=reference is not None)
+    for column, plane in enumerate(PLANES):
+        draw_plane(figure.add_subplot(grid[0, column]), scene, plane, labels)
+    add_legend(figure, labels, with_reference=reference is not None)
     return save_figure(figure, path)
 
 
@@ -99,7 +99,7 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
     """
     from matplotlib.figure import Figure
 
-    step, columns = _read_columns(Path(metrics_csv))
+    step, columns = read_columns(Path(metrics_csv))
     columns.pop("seconds", None)
     panels = {
         "loss": [name for name in columns if "loss" in name],
@@ -119,19 +119,20 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
     return save_figure(figure, path)
 
 
-def _make_scene(volume: Volume, prediction: LabelMap, reference: LabelMap | None, labels: Mapping[int, str]) -> _Scene:
-    image = _to_canonical(volume.array[0], volume)
-    predicted = _to_canonical(prediction.array[0], volume)
-    truth = None if reference is None else _to_canonical(reference.array[0], volume)
+def make_scene(volume: Volume, prediction: LabelMap, reference: LabelMap | None, labels: Mapping[int, str]) -> Scene:
+    """Turn what is drawn into SPL order, and find the middle of the largest label."""
+    image = to_canonical(volume.array[0], volume)
+    predicted = to_canonical(prediction.array[0], volume)
+    truth = None if reference is None else to_canonical(reference.array[0], volume)
     target = predicted if truth is None or not np.isin(truth, list(labels)).any() else truth
     spacing = np.asarray(volume.spacing_mm)[list(_canonical_order(volume))]
     low, high = np.percentile(image[:: max(1, image.shape[0] // 32)], [1, 99.5])
-    return _Scene(
+    return Scene(
         image,
         predicted,
         truth,
         (float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        _find_center(target, labels),
+        find_center(target, labels),
         (float(low), float(max(high, low + 1e-6))),
     )
 
@@ -142,7 +143,7 @@ def _canonical_order(volume: Volume) -> tuple[int, ...]:
     return world.index(2), world.index(1), world.index(0)
 
 
-def _to_canonical(array: Array, volume: Volume) -> Array:
+def to_canonical(array: Array, volume: Volume) -> Array:
     """Turn ``(D, H, W)`` of the volume's own axes into SPL order, by transposing and flipping alone."""
     order = _canonical_order(volume)
     letters = [volume.orientation[axis] for axis in order]
@@ -151,7 +152,7 @@ def _to_canonical(array: Array, volume: Volume) -> Array:
     return turned
 
 
-def _find_center(label_map: Array, labels: Mapping[int, str]) -> tuple[int, ...]:
+def find_center(label_map: Array, labels: Mapping[int, str]) -> tuple[int, ...]:
     """Return a voxel in the middle of the largest component of the most frequent label, else the middle voxel."""
     from scipy.ndimage import distance_transform_edt, find_objects, label
 
@@ -168,7 +169,8 @@ def _find_center(label_map: Array, labels: Mapping[int, str]) -> tuple[int, ...]
     return tuple(int(s.start + i) for s, i in zip(box, inner, strict=True))
 
 
-def _draw_plane(axes: Any, scene: _Scene, plane: tuple[str, int, str, str], labels: Mapping[int, str]) -> None:
+def draw_plane(axes: Any, scene: Scene, plane: tuple[str, int, str, str], labels: Mapping[int, str]) -> None:
+    """Draw one of :data:`PLANES` through the scene's centre, with the contours of its labels."""
     title, axis, left, right = plane
     rows, columns = (n for n in range(3) if n != axis)
     aspect = scene.spacing_mm[rows] / scene.spacing_mm[columns]
@@ -214,7 +216,8 @@ def _color(value: int) -> str:
     return LABEL_COLORS[(value - 1) % len(LABEL_COLORS)]
 
 
-def _add_legend(figure: Figure, labels: Mapping[int, str], *, with_reference: bool) -> None:
+def add_legend(figure: Figure, labels: Mapping[int, str], *, with_reference: bool) -> None:
+    """Name the contours below a figure."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=_color(value), linewidth=2, label=name) for value, name in labels.items()]
@@ -229,8 +232,8 @@ def _is_rate(name: str) -> bool:
     return name in ("lr", "learning_rate") or name.endswith(("/lr", "learning_rate"))
 
 
-def _read_columns(path: Path) -> tuple[tuple[str, FloatArray], dict[str, FloatArray]]:
-    """Return the first column's name and values, and the other columns that hold numbers; empty cells are NaN."""
+def read_columns(path: Path) -> tuple[tuple[str, FloatArray], dict[str, FloatArray]]:
+    """Read a table of numbers: return the first column's name and values, and the other columns that hold numbers; empty cells are NaN."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from medi3d.errors import InputError
 from medi3d.report import draw_curves, draw_prediction
-from medi3d.report.figures import _find_center, _to_canonical
+from medi3d.report.figures import find_center, to_canonical
 from medi3d.volume import LabelMap, Volume
 
 AFFINE = np.array([[0, 0, -1.0, 0], [0, -1.5, 0, 0], [3.0, 0, 0, 0], [0, 0, 0, 1]])  # SPL
@@ -58,7 +58,7 @@ def test_the_planes_are_canonical_whatever_the_stored_axes(case: tuple[Volume, L
     affine[:3, 3] = image.grid.index_to_world([7, 0, 0])
     turned = Volume(stored, affine)
     assert turned.orientation == "LIP"
-    assert np.array_equal(_to_canonical(turned.array[0], turned), image.array[0])
+    assert np.array_equal(to_canonical(turned.array[0], turned), image.array[0])
     turned_label = LabelMap(np.ascontiguousarray(label.array[:, ::-1].transpose(0, 3, 1, 2)), affine)
     pictures = [
         imread(draw_prediction(*pair, None, tmp_path / f"{index}.png", labels=LABELS))
@@ -68,9 +68,9 @@ def test_the_planes_are_canonical_whatever_the_stored_axes(case: tuple[Volume, L
 
 
 def test_the_planes_cut_the_largest_component(case: tuple[Volume, LabelMap]) -> None:
-    d, h, w = _find_center(case[1].array[0], LABELS)
+    d, h, w = find_center(case[1].array[0], LABELS)
     assert (2 <= d < 6, 4 <= h < 10, 5 <= w < 12) == (True, True, True)
-    assert _find_center(np.zeros((4, 6, 8), np.uint8), LABELS) == (2, 3, 4)
+    assert find_center(np.zeros((4, 6, 8), np.uint8), LABELS) == (2, 3, 4)
 
 
 def test_another_grid_is_refused(case: tuple[Volume, LabelMap], tmp_path: Path) -> None:
