@@ -1,35 +1,62 @@
-"""``medi3d evaluate``: predictions against references, with intervals."""
+"""``medi3d evaluate``: predictions against references, with intervals; and two evaluations against each other."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from medi3d.cli.score_tables import print_comparison, print_result
 from medi3d.config import DataConfig, EvaluateConfig, TaskConfig, load_task
-from medi3d.errors import ConfigError
-from medi3d.evaluate import METRIC_TITLES, Evaluation, evaluate_classification, evaluate_segmentation, find_labels
+from medi3d.errors import ConfigError, InputError
+from medi3d.evaluate import (
+    Evaluation,
+    compare_evaluations,
+    evaluate_classification,
+    evaluate_segmentation,
+    find_labels,
+    read_evaluation,
+)
 from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase
 from medi3d.preprocess.cases.sources import list_raw_cases
 
+_EVALUATIONS = (".", "classes", "evaluation", "evaluation/labels", "evaluation/classes")
+"""Where below a folder that is compared its evaluations may lie; also below its folder ``out_of_fold``."""
+
 
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help="Label map, folder of them, or CSV of probabilities.")],
-    references: Annotated[Path, typer.Option(help="Label map, folder of them, raw data folder, or table.")],
+    predictions: Annotated[
+        Path | None, typer.Option(help="Label map, folder of them, or CSV of probabilities.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Label map, folder of them, raw data folder, or table.")
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Task that names labels or classes; without it, labels are found.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for cases.csv and summary.json [<predictions>/evaluation].")
     ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A B",
+            help="Two folders to compare case by case: evaluations, predictions that have one, or folds of a run; with "
+            "--references, both are scored first. --output is for comparison.json.",
+        ),
+    ] = None,
     tolerance_mm: Annotated[float | None, typer.Option(help="Tolerance of the surface Dice.")] = None,
+    surface: Annotated[str | None, typer.Option(help="Of surface metrics: elements, or voxels as MONAI's.")] = None,
+    lesion_iou: Annotated[float | None, typer.Option(help="Least IoU of a lesion that is found.")] = None,
     bootstrap: Annotated[int | None, typer.Option(help="Bootstrap samples of the intervals.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that score cases.")] = 1,
     only_predicted: Annotated[
         bool, typer.Option("--only-predicted", help="References without a prediction are no failure.")
     ] = False,
@@ -39,21 +66,90 @@ def evaluate(
     Regions of the task are scored beside its labels. Of a segmentation task with classes, the probabilities beside the
     label maps (predictions.csv) are scored as well where the references have their table, into the folder "classes".
     """
-    flags = {"evaluate.tolerance_mm": tolerance_mm, "evaluate.bootstrap": bootstrap}
-    overrides = {key: value for key, value in flags.items() if value is not None}
-    config = None if task is None else load_task(task, overrides=overrides)
-    settings = EvaluateConfig(tolerance_mm or 1.0, bootstrap or 2000) if config is None else config.evaluate
-    maps, tables = _what_to_score(config, predictions, references)
+    given = {"tolerance_mm": tolerance_mm, "surface": surface, "lesion_iou": lesion_iou, "bootstrap": bootstrap}
+    settings = {key: value for key, value in given.items() if value is not None}
+    config = None if task is None else load_task(task, overrides={f"evaluate.{k}": v for k, v in settings.items()})
+    scoring = _Scoring(config, _check_settings(settings) if config is None else config.evaluate, seed, jobs)
+    if compare is not None:
+        if predictions is not None:
+            raise ConfigError("--compare takes two folders of predictions itself; leave out --predictions")
+        failed = _compare(compare, references, scoring, output)
+    elif predictions is None or references is None:
+        raise ConfigError("give --predictions and --references, or two folders to --compare")
+    else:
+        results = _score(predictions, references, scoring, output)
+        failed = any(result.problems or (result.missing and not only_predicted) for result in results.values())
+    if failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """How predictions are scored: the task, where there is one, and what the flags say."""
+
+    task: TaskConfig | None
+    settings: EvaluateConfig
+    seed: int
+    jobs: int
+
+
+def _check_settings(values: Mapping[str, object]) -> EvaluateConfig:
+    try:
+        return TypeAdapter(EvaluateConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{flag}: {first['msg']}. Got: {first['input']!r}") from None
+
+
+def _score(predictions: Path, references: Path, scoring: _Scoring, output: Path | None) -> dict[str, Evaluation]:
+    """Score, write and print what there is to score: folder below the output → scores."""
+    maps, tables = _what_to_score(scoring.task, predictions, references)
     results: dict[str, Evaluation] = {}
     if maps:
-        results["."] = _evaluate_label_maps(config, settings, predictions, references, seed)
-    if config is not None and tables:
-        results["classes" if maps else "."] = _evaluate_tables(config, predictions, references, seed)
+        results["."] = _evaluate_label_maps(scoring, predictions, references)
+    if scoring.task is not None and tables:
+        results["classes" if maps else "."] = _evaluate_tables(scoring.task, predictions, references, scoring.seed)
     beside = predictions if predictions.is_dir() else predictions.parent
     for folder, result in results.items():
         print_result(result, result.write((output or beside / "evaluation") / folder))
-    if any(result.problems or (result.missing and not only_predicted) for result in results.values()):
-        raise typer.Exit(1)
+    return results
+
+
+def _compare(pair: tuple[Path, Path], references: Path | None, scoring: _Scoring, output: Path | None) -> bool:
+    """Compare what both folders have evaluations of, and tell whether a case that was scored for it is faulty."""
+    if references is None:
+        first, second = (_find_evaluations(folder) for folder in pair)
+        scored = []
+    else:
+        scored = [_score(folder, references, scoring, None) for folder in pair]
+        first, second = ({result.kind: result for result in results.values()} for results in scored)
+    kinds = [kind for kind in first if kind in second]
+    if not kinds:
+        raise InputError(
+            f"{pair[0]} holds scores of {', '.join(first)}, {pair[1]} of {', '.join(second)}: nothing alike"
+        )
+    typer.echo(f"A: {pair[0]}\nB: {pair[1]}")
+    for kind in kinds:
+        bootstrap = scoring.settings.bootstrap
+        comparison = compare_evaluations(first[kind], second[kind], bootstrap=bootstrap, seed=scoring.seed)
+        print_comparison(comparison)
+        if output is not None:
+            folder = output / "classes" if kind != kinds[0] else output
+            typer.echo(str(comparison.write(folder / "comparison.json")))
+    return any(result.problems for results in scored for result in results.values())
+
+
+def _find_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """Return kind → evaluation in or below a folder."""
+    places = [folder / below / place for below in ("", "out_of_fold") for place in _EVALUATIONS]
+    read = [read_evaluation(place) for place in places if (place / "summary.json").is_file()]
+    if not read:
+        raise InputError(
+            f"{folder}: no evaluation in it (a summary.json in it, in its evaluation/ or out_of_fold/); give "
+            "--references, and --task, to score its predictions now"
+        )
+    return {evaluation.kind: evaluation for evaluation in reversed(read)}
 
 
 def _what_to_score(task: TaskConfig | None, predictions: Path, references: Path) -> tuple[bool, bool]:
@@ -92,9 +188,8 @@ def _evaluate_tables(task: TaskConfig, predictions: Path, references: Path, seed
     )
 
 
-def _evaluate_label_maps(
-    task: TaskConfig | None, settings: EvaluateConfig, predictions: Path, references: Path, seed: int
-) -> Evaluation:
+def _evaluate_label_maps(scoring: _Scoring, predictions: Path, references: Path) -> Evaluation:
+    task, settings = scoring.task, scoring.settings
     if task is None and predictions.suffix == ".csv":
         raise ConfigError(f"{predictions}: give --task, which tells the classes and the table's columns")
     raw, raw_problems = _list_raw_references(references, task.data) if task is not None else (None, [])
@@ -107,7 +202,10 @@ def _evaluate_label_maps(
             task.data.labels if task is not None else find_labels(references),
             tolerance_mm=settings.tolerance_mm,
             bootstrap=settings.bootstrap,
-            seed=seed,
+            seed=scoring.seed,
+            surface=settings.surface,
+            lesion_iou=settings.lesion_iou,
+            jobs=scoring.jobs,
             regions=task.data.regions if task is not None else None,
             ignore_label=task.data.ignore_label if task is not None else None,
             groups={case.case_id: case.patient_id for case in raw or []},
@@ -125,27 +223,3 @@ def _list_raw_references(references: Path, data: DataConfig) -> tuple[list[RawCa
         "patterns": references.is_dir(),
     }
     return list_raw_cases(references, data, need_label=True) if is_raw[data.layout] else (None, [])
-
-
-def print_result(result: Evaluation, written: tuple[Path, ...]) -> None:
-    """Print the scores, where they are written, and what could not be scored."""
-    table = Table("", "metric", "value", "95 % interval", "cases")
-    for name, metrics in result.scores.items():
-        for metric, interval in metrics.items():
-            bounds = f"{interval.low:.3f} – {interval.high:.3f}"
-            table.add_row(name, METRIC_TITLES[metric], f"{interval.value:.3f}", bounds, str(interval.cases))
-            name = ""  # the name stands in its first row only
-        table.add_section()
-    console = Console()
-    console.print(table)
-    for path in written:
-        console.print(str(path), highlight=False, soft_wrap=True)
-    for problem in result.problems:
-        typer.echo(problem, err=True)
-    for title, names in (
-        ("references without a prediction", result.missing),
-        ("predictions without a reference", result.unmatched),
-    ):
-        if names:
-            listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-            typer.echo(f"{len(names)} {title}: {listed}", err=True)

@@ -15,8 +15,9 @@ import numpy as np
 from medi3d.config import TaskConfig
 from medi3d.errors import InputError
 from medi3d.evaluate import Evaluation, evaluate_classification, evaluate_segmentation
-from medi3d.infer.batch import PredictionSummary, predict_cases, predict_prepared_cases
+from medi3d.infer.batch import BatchOptions, predict_cases, predict_prepared_cases
 from medi3d.infer.predictor import Predictor
+from medi3d.infer.summary import PredictionSummary
 from medi3d.io import PreparedCase, PreparedStore, write_label_map
 from medi3d.preprocess.cases.raw_case import RawCases
 from medi3d.preprocess.cases.sources import find_raw_cases
@@ -116,7 +117,7 @@ def _find_raw(raw: Path, task: TaskConfig, held_out: set[str]) -> RawCases:
 def _score_raw(
     predictor: Predictor, found: RawCases, prepared: list[PreparedCase], output: Path, on_case: OnCase
 ) -> OutOfFold:
-    predicted = predict_cases(predictor, found, output, out_of_fold=True, on_case=on_case)
+    predicted = predict_cases(predictor, found, output, options=BatchOptions(out_of_fold=True), on_case=on_case)
     references = {case.case_id: case.label for case in found.cases if case.label is not None}
     absent = sorted({case.case_id for case in prepared} - {case.case_id for case in found.cases})
     notes = (f"{len(absent)} held-out cases are not in the raw data: {', '.join(absent[:5])}",) if absent else ()
@@ -126,7 +127,7 @@ def _score_raw(
 def _score_prepared(
     predictor: Predictor, prepared: list[PreparedCase], output: Path, on_case: OnCase, raw: Path
 ) -> OutOfFold:
-    predicted = predict_prepared_cases(predictor, prepared, output, out_of_fold=True, on_case=on_case)
+    predicted = predict_prepared_cases(predictor, prepared, output, options=BatchOptions(out_of_fold=True), on_case=on_case)
     note = (
         f"scored on the prepared grid, not the scanner's own: there is no raw data in {raw}; --data says where it lies"
     )
@@ -156,6 +157,8 @@ def _score(
             seed=task.train.seed,
             regions=task.data.regions,
             ignore_label=task.data.ignore_label,
+            surface=task.evaluate.surface,
+            lesion_iou=task.evaluate.lesion_iou,
             groups={case.case_id: case.group for case in prepared},
         )
     table = predicted.output / "predictions.csv" if task.kind == "segmentation" else predicted.output

@@ -138,7 +138,7 @@ def _print_scores(folds: Any, raw: Path, device: str) -> None:
     """Score the held-out cases, and say how to predict with all folds."""
     from rich.progress import Progress
 
-    from medi3d.cli.evaluate import print_result
+    from medi3d.cli.score_tables import print_result
     from medi3d.cli.out_of_fold import score_out_of_fold
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
