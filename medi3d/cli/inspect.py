@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def models(pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'resnet*'.")] = "*") -> None:
     """List the 2D networks that can be asked for by name."""
-    from medi3d.models.encoder import known_weights_packages
+    from medi3d.models.weights import known_weights_packages
     from medi3d.models.zoo import list_backbones
 
     packages = known_weights_packages()
@@ -47,7 +47,7 @@ def inspect(
     """Show what a backbone becomes in 3D: stages, parameters, exactness measured here and now, first filters."""
     from medi3d.errors import ConfigError, WeightsError
     from medi3d.inflation import anisotropic
-    from medi3d.models.encoder import INITS
+    from medi3d.models.inits import INITS
     from medi3d.models.inspection import inspect_encoder
     from medi3d.report import draw_filters
 

@@ -193,7 +193,7 @@ class TaskConfig:
 
     @property
     def patch_size(self) -> IntTriple:
-        """Patch and window ``(D, H, W)`` in voxels; like the next three, :class:`ConfigError` before it is planned."""
+        """Patch and window ``(D, H, W)`` in voxels; like the next four, :class:`ConfigError` before it is planned."""
         return self._planned("patch_size", self.train.patch_size)
 
     @property
@@ -210,6 +210,11 @@ class TaskConfig:
     def learning_rate(self) -> float:
         """Peak learning rate."""
         return self._planned("learning_rate", self.train.learning_rate)
+
+    @property
+    def precision(self) -> Precision:
+        """Number format of the network's forward pass in training."""
+        return self._planned("precision", self.train.precision)
 
     def _planned(self, key: str, value: T | None) -> T:
         if value is None:

@@ -4,6 +4,7 @@ May import ``inflate`` and the ground floor; knows nothing of files of cases or 
 """
 
 from medi3d.models.build import create_model
-from medi3d.models.encoder import Encoder, create_encoder
+from medi3d.models.creation import create_encoder
+from medi3d.models.encoder import Encoder
 
 __all__ = ["Encoder", "create_encoder", "create_model"]

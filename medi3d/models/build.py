@@ -10,7 +10,7 @@ from medi3d.config import TaskConfig, load_task
 from medi3d.errors import ConfigError
 from medi3d.inflation import DepthPlan, anisotropic
 from medi3d.models.classifier import Classifier
-from medi3d.models.encoder import create_encoder
+from medi3d.models.creation import create_encoder
 from medi3d.models.monai_networks import create_basic_unet, create_dynunet
 from medi3d.models.unet import UNet
 from medi3d.registry import Registry
@@ -64,6 +64,7 @@ def _create_inflated(config: TaskConfig) -> nn.Module:
         image_size=None if config.train.patch_size is None else config.train.patch_size[1:],
         plan=_depth_plan(config),
         drop_path=config.model.drop_path,
+        allow_partial=config.model.allow_partial_init,
     )
     if config.kind == "classification":
         return Classifier(encoder, num_classes=config.num_classes, dropout=config.model.dropout)

@@ -5,35 +5,20 @@ The first convolution sees what it was trained on: pixels normalised by the back
 
 from __future__ import annotations
 
-import logging
 import math
-import re
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from medi3d.errors import ConfigError, WeightsError
-from medi3d.inflation import PROFILES, DepthPadding, DepthPlan, inflate
-from medi3d.inflation.parameters import compare_parameters, name_modules
-from medi3d.models.backbone import Backbone, SliceRule, SliceSize, is_pyramid, run_for_shapes
-from medi3d.models.stem import InputScale, InputScaling, fit_input, set_stem_stride
-from medi3d.models.weights import WEIGHTS_PACKAGES, find_imagenet_weights, read_weights_file
-from medi3d.models.zoo import create_backbone, create_network
-from medi3d.registry import unknown_name_message
-from medi3d.types import IntTriple, PathLike
-
-logger = logging.getLogger(__name__)
-
-INITS: dict[str, str | None] = {
-    "imagenet-inflated": "mean",
-    "imagenet-center": "center",
-    "imagenet-overshoot": "overshoot",
-    "random": None,
-}
-"""Initialisation → depth profile of the ImageNet weights; ``None`` draws random ones."""
-
+from medi3d.errors import ConfigError
+from medi3d.inflation import DepthPadding, DepthPlan, inflate
+from medi3d.models.backbone import Backbone, SliceRule, is_pyramid, run_for_shapes
+from medi3d.models.matching import MatchReport
+from medi3d.models.orientation import Orientation
+from medi3d.models.recipe import EncoderRecipe
+from medi3d.models.stem import InputScaling, fit_input, set_stem_stride
+from medi3d.types import IntTriple
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
 """In-plane strides of the maps made from a network whose own have one stride, or strides that are no powers of two."""
@@ -48,7 +33,13 @@ class Encoder(nn.Module):
         strides: ``(D, H, W)`` stride of each feature map.
         slices: which (H, W) the backbone takes.
         is_resized: whether the backbone's maps are resized to ``strides``, as a plain ViT's are.
+        orientation: how the network saw its volumes turned; ``None`` as they are here.
+        report: what became of the tensors of the file that the weights came from; ``None`` for a 2D network's.
+        recipe: how it was created by name; ``None`` for one that was made of a backbone at hand.
     """
+
+    report: MatchReport | None = None
+    recipe: EncoderRecipe | None = None
 
     def __init__(
         self,
@@ -60,6 +51,7 @@ class Encoder(nn.Module):
         strides: tuple[IntTriple, ...],
         slices: SliceRule,
         is_resized: bool = False,
+        orientation: Orientation | None = None,
     ) -> None:
         super().__init__()
         self.scaling = scaling
@@ -69,6 +61,7 @@ class Encoder(nn.Module):
         self.strides = strides
         self.slices = slices
         self.is_resized = is_resized
+        self.orientation = orientation
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the stages' feature maps.
@@ -90,10 +83,15 @@ class Encoder(nn.Module):
                 f"this backbone takes slices of {self.slices}; got H × W of {x.shape[3]} × {x.shape[4]}: crop or pad "
                 "them, or create the encoder with image_size=(H, W)"
             )
-        maps = list(self.body(self.scaling(x)))
+        maps = self._run(self.scaling(x))
         return (
             [_resize(m, x.shape[2:], s) for m, s in zip(maps, self.strides, strict=True)] if self.is_resized else maps
         )
+
+    def _run(self, scaled: Tensor) -> list[Tensor]:
+        if self.orientation is None:
+            return list(self.body(scaled))
+        return [self.orientation.turn_back(m) for m in self.body(self.orientation.turn(scaled))]
 
 
 def _resize(feature: Tensor, volume: torch.Size, strides: IntTriple) -> Tensor:
@@ -106,75 +104,6 @@ def _resize(feature: Tensor, volume: torch.Size, strides: IntTriple) -> Tensor:
     if list(feature.shape[2:]) == size:
         return feature
     return interpolate(feature, size=size, mode="trilinear", align_corners=False)
-
-
-def create_encoder(
-    name: str,
-    *,
-    in_channels: int = 1,
-    init: str = "imagenet-inflated",
-    weights: PathLike | None = None,
-    input_scale: InputScale | tuple[str, ...] = "unit",
-    stages: int | None = None,
-    stem_stride: int | None = None,
-    image_size: SliceSize | None = None,
-    depth_padding: DepthPadding = "replicate",
-    plan: DepthPlan | str = "symmetric",
-    drop_path: float = 0.0,
-) -> Encoder:
-    """Create a 3D encoder from a 2D backbone by inflation.
-
-    Args:
-        name: of the backbone, as ``medi3d models`` lists it: ``"tf_efficientnet_lite0"`` of timm's,
-            ``"torchvision/resnet18"`` of torchvision's.
-        in_channels: channels of the volumes. Three are taken as RGB; of any other number each gets an equal share of
-            the grey response, so that equal channels answer as the 2D network on the RGB copy.
-        init: ``imagenet-inflated`` (I3D's mean), ``imagenet-center``, ``imagenet-overshoot``, ``random``, or the path
-            of a medi3d checkpoint whose encoder is taken.
-        weights: a file with the backbone's 2D weights; else an installed weights package, else the library's hub or
-            its cache.
-        input_scale: ``"unit"`` for intensities in [0, 1] (CT windows), ``"zscore"`` for zero mean, unit deviation
-            (MR); one for all channels or one each.
-        stages: number of stages, finest first; ``None`` takes all.
-        stem_stride: 1 or 2 overrides the first convolution's stride (1 doubles every feature map's resolution).
-        image_size: (H, W) of the volumes, for backbones that are made for one size (many ViTs); ``None`` takes the size
-            that their weights were trained at.
-        depth_padding: how convolutions see past the first and last slice; ``"zeros"`` is not exact.
-        plan: what each stage does along depth: ``"symmetric"``, ``"i3d"``, ``"slicewise"``, or a
-            :class:`medi3d.inflation.DepthPlan`, such as ``anisotropic(spacing_mm)`` makes.
-        drop_path: probability of dropping the last block of a volume in training, which grows from 0 at the first
-            (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
-
-    Raises:
-        ConfigError: unknown backbone or init, a stem whose stride cannot be changed, a size that the backbone cannot
-            take, or ``drop_path`` of a backbone without.
-        InflationError: the backbone has no exact 3D form.
-        WeightsError: weights that cannot be had or do not fit.
-
-    Examples:
-        >>> encoder = create_encoder("tf_efficientnet_lite0", init="random", stages=2)
-        >>> [tuple(f.shape) for f in encoder(torch.zeros(1, 1, 16, 32, 32))]
-        [(1, 16, 8, 16, 16), (1, 24, 4, 8, 8)]
-    """
-    profile, checkpoint = _resolve_init(init)
-    scales = (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale)
-    backbone = _load_backbone(
-        name, weights, stages=stages, image_size=image_size, pretrained=profile is not None, drop_path=drop_path
-    )
-    encoder = inflate_backbone(
-        backbone,
-        name,
-        scales=scales,
-        profile=profile,
-        stem_stride=stem_stride,
-        depth_padding=depth_padding,
-        plan=plan,
-    )
-    if checkpoint is not None:
-        load_encoder_state(encoder, checkpoint)
-    elif profile is not None:
-        _log_dropped(name, encoder.body)
-    return encoder
 
 
 def inflate_backbone(
@@ -215,35 +144,6 @@ def inflate_backbone(
     )
 
 
-def _log_dropped(name: str, features: nn.Module) -> None:
-    """Say which pretrained tensors the encoder has no use for, as a classifier's head."""
-    if logger.isEnabledFor(logging.INFO):  # the whole network is made to know its tensors
-        fates = compare_parameters(create_network(name).state_dict(), features.state_dict())
-        dropped = name_modules(fates, "dropped")
-        if dropped:
-            logger.info("%s: the encoder has no use for the tensors of %s", name, dropped)
-
-
-def _load_backbone(
-    name: str,
-    weights: PathLike | None,
-    *,
-    stages: int | None,
-    image_size: SliceSize | None,
-    pretrained: bool,
-    drop_path: float,
-) -> Backbone:
-    state = find_imagenet_weights(name, Path(weights) if weights is not None else None) if pretrained else None
-    return create_backbone(
-        name,
-        stages=stages,
-        image_size=image_size,
-        state=state,
-        pretrained=pretrained and state is None,
-        drop_path=drop_path,
-    )
-
-
 def _find_strides(backbone: Backbone, body: nn.Module, in_channels: int, divisor: int) -> tuple[IntTriple, ...]:
     """Return the (D, H, W) strides of the encoder's maps; those along depth are seen in a trial run."""
     depth = 4 * max(backbone.strides)
@@ -260,35 +160,6 @@ def _find_strides(backbone: Backbone, body: nn.Module, in_channels: int, divisor
     )
 
 
-def load_encoder_state(encoder: Encoder, path: Path) -> None:
-    """Load the encoder's part of a medi3d checkpoint, all of it or nothing.
-
-    Raises:
-        WeightsError: the file holds no encoder, or one of another architecture.
-    """
-    tensors = read_weights_file(path)
-    state = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items() if key.startswith("encoder.")}
-    if not state:
-        raise WeightsError(f"{path}: holds no tensors named encoder.*; --init takes a checkpoint of a medi3d run")
-    try:
-        encoder.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{path}: its encoder is of another architecture: {' '.join(str(error).split())[:300]}"
-        ) from None
-
-
-def _resolve_init(init: str) -> tuple[str | None, Path | None]:
-    """Return the depth profile (``None``: random weights) and the checkpoint that an ``--init`` names."""
-    if init in INITS:
-        profile = INITS[init]
-        assert profile is None or profile in PROFILES
-        return profile, None
-    if re.search(r"[/.]", init):
-        return None, Path(init)
-    raise ConfigError(unknown_name_message("init", init, INITS) + ", or the path of a checkpoint")
-
-
 def _redraw_inflated(body: nn.Module, source: nn.Module) -> None:
     """Draw the kernels that gained a depth afresh: a repeated random filter is no random 3D filter.
 
@@ -301,8 +172,3 @@ def _redraw_inflated(body: nn.Module, source: nn.Module) -> None:
             depth = parameter.shape[2]
             with torch.no_grad():
                 parameter.normal_(0.0, float(origin.std()) / depth**0.5)
-
-
-def known_weights_packages() -> dict[str, str]:
-    """Return backbone → the package on the index that carries its ImageNet weights."""
-    return {backbone: package for backbone, (_, package) in WEIGHTS_PACKAGES.items()}

@@ -14,7 +14,9 @@ from medi3d.inflation.parameters import ParameterFate, compare_parameters, match
 from medi3d.inflation.receptive import DepthField, measure_depth_fields
 from medi3d.inflation.verify import randomize_statistics
 from medi3d.models.backbone import Backbone, try_run
-from medi3d.models.encoder import INITS, Encoder, create_encoder, inflate_backbone
+from medi3d.models.creation import create_encoder
+from medi3d.models.encoder import Encoder, inflate_backbone
+from medi3d.models.inits import INITS
 from medi3d.models.weights import find_imagenet_weights
 from medi3d.models.zoo import create_backbone, create_network
 from medi3d.types import IntTriple, PathLike

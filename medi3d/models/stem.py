@@ -6,6 +6,7 @@ holds such numbers sees pixels, however they were rearranged on the way (space-t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -83,31 +84,51 @@ class InputScaling(nn.Module):
         return torch.cat([scaled, torch.ones_like(scaled[:, :1])], dim=1) if self.append_ones else scaled
 
 
-def fit_input(backbone: Backbone, scales: tuple[str, ...]) -> InputScaling:
-    """Give the network as many input channels as there are ``scales``, and return the scaling in front of it.
+def scale_input(
+    mean: Sequence[float], std: Sequence[float], scales: tuple[str, ...]
+) -> tuple[InputScaling, Tensor | None]:
+    """Return the scaling in front of a network that was trained on other channels, and what its stem must take.
 
-    With RGB weights w_c, mean m_c and deviation s_c, the grey response Σ_c w_c (p − m_c) / s_c of a pixel p equals
-    W z + R · 1, where z = (p − m) / s for the averages m, s; W = Σ_c w_c s / s_c; R = Σ_c w_c (m − m_c) / s_c.
+    With weights w_c, mean m_c and deviation s_c of the channels that it was trained on, the grey response
+    Σ_c w_c (p − m_c) / s_c of a pixel p equals W z + R · 1, where z = (p − m) / s for the averages m, s;
+    W = Σ_c w_c s / s_c; R = Σ_c w_c (m − m_c) / s_c.
+
+    Args:
+        mean: m_c, of pixels in [0, 1].
+        std: s_c.
+        scales: input scale of each channel of the volumes.
+
+    Returns:
+        The scaling; and the matrix (trained channels, new channels) to fold into the stem's kernels, ``None`` where
+        the channels are as many as those that the network was trained on, and are taken as those.
     """
     unknown = next((scale for scale in scales if scale not in _PIXEL_OF_SCALE), None)
     if unknown is not None:
         raise ConfigError(unknown_name_message("input scale", unknown, _PIXEL_OF_SCALE))
-    means, stds = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    means, stds = torch.tensor(mean), torch.tensor(std)
     gain, bias = torch.tensor([_PIXEL_OF_SCALE[scale] for scale in scales]).unbind(1)
     count = len(scales)
-    if count == 3:
-        return InputScaling(gain / stds, (bias - means) / stds)
-    mean, std = means.mean(), stds.mean()
-    ratio, residual = std / stds, (mean - means) / stds  # (3,), (3,)
+    if count == len(means):
+        return InputScaling(gain / stds, (bias - means) / stds), None
+    average, spread = means.mean(), stds.mean()
+    ratio, residual = spread / stds, (average - means) / stds  # (trained channels,)
     append_ones = bool(residual.abs().max() > 1e-6)
     columns = [ratio / count] * count + [residual] * append_ones
-    if _adapt_stems(backbone, torch.stack(columns, dim=1)):
-        return InputScaling(gain / std, (bias - mean) / std, append_ones=append_ones)
+    scaling = InputScaling(gain / spread, (bias - average) / spread, append_ones=append_ones)
+    return scaling, torch.stack(columns, dim=1)
+
+
+def fit_input(backbone: Backbone, scales: tuple[str, ...]) -> InputScaling:
+    """Give the network as many input channels as there are ``scales``, and return the scaling in front of it."""
+    scaling, colours = scale_input(backbone.mean, backbone.std, scales)
+    if colours is None or _adapt_stems(backbone, colours):
+        return scaling
+    count = len(scales)
     mixture = nn.Conv3d(count, 3, kernel_size=1)
     with torch.no_grad():
-        mixture.weight.copy_((ratio / count).reshape(3, 1, 1, 1, 1).expand_as(mixture.weight))
-        mixture.bias.copy_(residual)  # type: ignore[union-attr]
-    return InputScaling(gain / std, (bias - mean) / std, mixture=mixture)
+        mixture.weight.copy_(colours[:, :count].reshape(3, count, 1, 1, 1))
+        mixture.bias.copy_(colours[:, count:].sum(1))  # type: ignore[union-attr]
+    return InputScaling(scaling.factor.flatten(), scaling.offset.flatten(), mixture=mixture)
 
 
 def _adapt_stems(backbone: Backbone, colours: Tensor) -> bool:

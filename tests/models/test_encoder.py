@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.models import create_encoder
-from medi3d.models.encoder import load_encoder_state
+from medi3d.models.creation import load_encoder_state
 
 LITE0 = "tf_efficientnet_lite0"
 PIXEL = {"unit": (1.0, 0.0), "zscore": (0.226, 0.449)}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny_runs import start_processes
 from torch import Tensor, distributed, nn
 
-from medi3d.models.encoder import create_encoder
+from medi3d.models import create_encoder
 from medi3d.train.batch_norm import BatchNormCalls, Moments, synchronize
 
 

@@ -1,0 +1,65 @@
+"""What an ``--init`` can name: a depth profile of ImageNet's weights, random ones, a 3D network's own, a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from medi3d.errors import ConfigError
+from medi3d.models.volumetric.networks import NETWORKS_3D
+from medi3d.registry import unknown_name_message
+
+INITS: dict[str, str | None] = {
+    "imagenet-inflated": "mean",
+    "imagenet-center": "center",
+    "imagenet-overshoot": "overshoot",
+    "random": None,
+}
+"""Initialisation → depth profile of the ImageNet weights; ``None`` draws random ones."""
+
+DEFAULT_INIT = "imagenet-inflated"
+
+
+@dataclass(frozen=True)
+class Init:
+    """What the weights start from; all ``None`` for random ones.
+
+    Args:
+        profile: depth profile of a 2D network's weights.
+        network: name of the 3D network whose published weights are taken.
+        file: where its weights lie, or, without ``network``, a checkpoint of medi3d.
+    """
+
+    profile: str | None = None
+    network: str | None = None
+    file: Path | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing is loaded."""
+        return self == Init()
+
+
+def parse_init(text: str) -> Init:
+    """Read what ``--init`` says.
+
+    Raises:
+        ConfigError: no such initialisation.
+
+    Examples:
+        >>> parse_init("imagenet-center")
+        Init(profile='center', network=None, file=None)
+        >>> parse_init("medicalnet:resnet50@resnet_50.pth").network
+        'medicalnet:resnet50'
+    """
+    if text in INITS:
+        return Init(profile=INITS[text])
+    name, at, file = text.partition("@")
+    if name in NETWORKS_3D:
+        if at and not file:
+            raise ConfigError(f"init {text!r}: no file after @; leave @ out to look for installed weights")
+        return Init(network=name, file=Path(file) if file else None)
+    if re.search(r"[/.]", text) and ":" not in text:
+        return Init(file=Path(text))
+    raise ConfigError(unknown_name_message("init", name, [*INITS, *NETWORKS_3D]) + ", or the path of a checkpoint")
