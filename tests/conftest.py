@@ -49,7 +49,14 @@ _SEGMENTATION = {
     "data": {"layout": "msd", "channels": ["MR"], "labels": {1: "bright", 2: "dark"}},
     "preprocess": {"spacing_mm": 2.0, "normalize": ["mr"]},
     "model": _MODEL,
-    "train": {"patch_size": [8, 10, 9], "batch_size": 2, "steps": 4, "validations": 2, "folds": 3},
+    "train": {
+        "patch_size": [8, 10, 9],
+        "batch_size": 2,
+        "steps": 4,
+        "precision": "no",  # whatever the machine
+        "validations": 2,
+        "folds": 3,
+    },
 }
 _CLASSIFICATION = {
     "name": "tiny_classification",
@@ -67,6 +74,7 @@ _CLASSIFICATION = {
         "patch_size": [8, 8, 8],
         "batch_size": 4,
         "steps": 4,
+        "precision": "no",
         "validations": 2,
         "folds": 2,
         "loss": "cross_entropy",

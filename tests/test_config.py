@@ -205,7 +205,7 @@ def test_valid_mappings_stay_valid_and_survive_a_dump(mapping: dict[str, object]
 
 def test_what_is_planned_is_open_until_it_is_planned() -> None:
     task = parse_task(SEGMENTATION, where="mine.yaml")
-    for name in ("patch_size", "batch_size", "steps", "learning_rate"):
+    for name in ("patch_size", "batch_size", "steps", "learning_rate", "precision"):
         with pytest.raises(ConfigError, match=rf"mine: train\.{name} is not planned yet; run `medi3d plan`, or set it"):
             getattr(task, name)
     planned = load_task("mine", values=SEGMENTATION, overrides={"train.patch_size": 48, "train.learning_rate": 1e-3})

@@ -110,7 +110,8 @@ Threads = Annotated[
     int | None, typer.Option(help="Threads on a CPU. Default: the idle cores.", rich_help_panel=_MACHINE)
 ]
 PrecisionFlag = Annotated[
-    Precision | None, typer.Option("--precision", help="Mixed precision.", rich_help_panel=_MACHINE)
+    Precision | None,
+    typer.Option("--precision", help="Number format of the forward pass. Default: planned.", rich_help_panel=_MACHINE),
 ]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="torch.compile.", rich_help_panel=_MACHINE)

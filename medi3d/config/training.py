@@ -16,6 +16,7 @@ PLANNED_KEYS = (
     "train.learning_rate",
     "model.stages",
     "model.depth_plan",
+    "train.precision",
 )
 """What :mod:`medi3d.planning` chooses from the fingerprint and the memory at hand, unless a task or a flag says it."""
 
@@ -104,7 +105,8 @@ class TrainConfig:
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read patches; 0 reads in the training process, ``None`` decides by the machine."""
 
-    precision: Precision = "no"
+    precision: Precision | None = None
+    """Number format of the forward pass; planned."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass in place of keeping them: less memory, a third more time."""
     compile: bool = False

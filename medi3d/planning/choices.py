@@ -66,6 +66,15 @@ class Situation:
         return self._trials[stages, patch_size]
 
 
+def choose_precision(situation: Situation) -> Choice:
+    """Take bfloat16 where the hardware has it."""
+    machine = situation.machine
+    kind = "GPU" if machine.device == "cuda" else "CPU"
+    if machine.bf16:
+        return "bf16", f"this {kind} computes in bfloat16 ({machine.bf16}), faster and in less memory than in float32"
+    return "no", f"float32: this {kind} has no hardware for bfloat16, which is slower without"
+
+
 def choose_depth_plan(situation: Situation) -> Choice:
     """Keep depth until voxels are isotropic, where slices lie far apart."""
     task, data = situation.task, situation.data
@@ -188,6 +197,7 @@ def choose_steps(situation: Situation) -> Choice:
 
 
 CHOICES: dict[str, Callable[[Situation], Choice]] = {
+    "train.precision": choose_precision,
     "model.depth_plan": choose_depth_plan,
     "train.patch_size": choose_patch_size,
     "model.stages": choose_stages,

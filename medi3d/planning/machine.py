@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,13 @@ class Machine:
         device: ``cuda`` or ``cpu``.
         memory_bytes: what training may use.
         source: where that number is from, in words.
+        bf16: what of its hardware computes in bfloat16, in words; empty where nothing does.
     """
 
     device: str
     memory_bytes: int
     source: str
+    bf16: str = ""
 
 
 def find_device(name: str) -> torch.device:
@@ -69,8 +72,42 @@ def find_machine(device: str = "auto", memory_bytes: int | None = None) -> Machi
         ConfigError: an unknown device.
     """
     found = find_device(device)
-    kind = found.type
+    kind, bf16 = found.type, find_bf16(found)
     if memory_bytes is not None:
-        return Machine(kind, memory_bytes, "as given")
+        return Machine(kind, memory_bytes, "as given", bf16)
     free = torch.cuda.mem_get_info(found)[0] if kind == "cuda" else available_bytes()
-    return Machine(kind, int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f} GB that are free")
+    return Machine(kind, int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f} GB that are free", bf16)
+
+
+def find_bf16(device: torch.device) -> str:
+    """Find the hardware that computes in bfloat16, which any device can do in software, slower than in float32.
+
+    Args:
+        device: that the network is on.
+
+    Returns:
+        Its name; empty where there is none that PyTorch's kernels use.
+    """
+    if device.type == "cuda":
+        if torch.version.hip:
+            return "matrix cores"
+        capability = torch.cuda.get_device_capability(device)
+        return "tensor cores" if capability >= _FIRST_GPU_WITH_BF16 else ""
+    return next((name for name, is_there in _CPU_BF16.items() if is_there()), "")
+
+
+def _cpu_has(instructions: str, before: str) -> bool:
+    """Ask for instructions by the call that PyTorch 2.10 or so made public, or by the one that there was before."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get(instructions, False))
+    return bool(getattr(torch.cpu, before)())
+
+
+_FIRST_GPU_WITH_BF16 = (8, 0)
+"""Compute capability of NVIDIA's Ampere."""
+
+_CPU_BF16: dict[str, Callable[[], bool]] = {
+    "AMX_BF16": lambda: _cpu_has("amx_bf16", "_is_amx_tile_supported"),
+    "AVX512_BF16": lambda: _cpu_has("avx512_bf16", "_is_avx512_bf16_supported"),
+}
+"""Instructions that oneDNN's convolutions use for bfloat16; those of ARM are not measured, and so not here."""

@@ -1,7 +1,9 @@
-"""Memory that a training step frees is kept for the next one.
+"""What becomes of memory that a training step frees on a CPU: kept for the next step, or given back.
 
 glibc gives blocks of over 128 KiB back to the system when they are freed, so every step maps its tensors anew, and the
-system clears each page again: 5 to 12 % of a step on one core. Kept memory is what the next step needs anyway.
+system clears each page again: 5 to 12 % of a step on one core. Kept memory is what the next step needs anyway. Only
+where feature maps are computed again to save memory is it worth less than what it costs: blocks of many sizes come and
+go, and holes between those that stay made up a third of the process (tests/planning/test_trial.py).
 """
 
 from __future__ import annotations
@@ -11,18 +13,32 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**31 - 1
+_OWN_MAPPING = 2**17
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, up to its peak; for good, as glibc has no way back.
+    """Let this process keep what it frees, up to its peak.
 
     Returns:
         Whether it could be set: the allocator is glibc's.
     """
+    return _set_options({_M_MMAP_THRESHOLD: 2**30, _M_TRIM_THRESHOLD: _LARGEST})
+
+
+def give_back_freed_memory() -> bool:
+    """Let this process give each block of over 128 KiB back at once; glibc by itself keeps ever larger ones.
+
+    Returns:
+        Whether it could be set: the allocator is glibc's.
+    """
+    return _set_options({_M_MMAP_THRESHOLD: _OWN_MAPPING, _M_TRIM_THRESHOLD: _OWN_MAPPING})
+
+
+def _set_options(options: dict[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    return all(mallopt(option, value) for option, value in options.items())

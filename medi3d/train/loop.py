@@ -81,6 +81,8 @@ def train_task(
     accelerator = create_accelerator(task, device)
     with StopRequest() as stop, named_losses(accelerator, run):
         plan = plan_alike(task, job.store, accelerator, device=device)
+        if task.train.precision is None:
+            accelerator = create_accelerator(plan.task, device)
         try:
             return _train(job, plan, accelerator, stop, on_event=on_event, on_plan=on_plan)
         except Exception as error:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError, Medi3dError
-from medi3d.planning.machine import find_device
+from medi3d.planning.machine import find_bf16, find_device
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def create_accelerator(task: TaskConfig, device: str) -> Accelerator:
     """Join the run's processes.
 
     Args:
-        task: says the precision.
+        task: says the precision; float32 before it is planned.
         device: as :func:`medi3d.planning.machine.find_device` takes it.
 
     Raises:
@@ -55,17 +55,27 @@ def create_accelerator(task: TaskConfig, device: str) -> Accelerator:
             "`accelerate launch --cpu` starts a single process, whatever --num_processes says; for several on CPUs, "
             "torchrun --nproc-per-node N -m medi3d train ..., or accelerate launch --multi_gpu with --device cpu"
         )
-    if not torch.distributed.is_initialized():
-        # accelerate keeps one state a process; this run may want another device or precision than the last one
-        AcceleratorState._reset_state(reset_partial_state=True)
+    _check_bf16(task, found)
+    # accelerate keeps one state a process; this run may want another precision or, by itself, device than the last one
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     if found.index is not None:
         torch.cuda.set_device(found)
     named = {"ACCELERATE_TORCH_DEVICE": str(found)} if found.index is not None else {}
     with patch_environment(**named):
         return Accelerator(
             cpu=found.type == "cpu",
-            mixed_precision=task.train.precision,
+            mixed_precision=task.train.precision or "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
+        )
+
+
+def _check_bf16(task: TaskConfig, device: torch.device) -> None:
+    """Say where a run, planned elsewhere or told so, computes in a number format that this device does not have."""
+    if task.train.precision == "bf16" and not find_bf16(device):
+        logger.warning(
+            "train.precision: bf16 is computed in software on this %s, slower than float32; the run keeps to it, as "
+            "other rounding leads to other weights: begin a new one with --precision no for speed",
+            "GPU" if device.type == "cuda" else "CPU",
         )
 
 

@@ -25,7 +25,7 @@ from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
 from medi3d.runs.checkpoint import save_checkpoint
 from medi3d.runs.folder import RunFolder
-from medi3d.train.allocator import keep_freed_memory
+from medi3d.train.allocator import give_back_freed_memory, keep_freed_memory
 from medi3d.train.average import WeightAverage
 from medi3d.train.batch_norm import BatchNormCalls, synchronize
 from medi3d.train.events import TrainEvent, TrainResult
@@ -118,7 +118,8 @@ class Trainer:
         """Train to the end of the schedule, or until a signal asks to stop."""
         self.watch.start(self.step)
         if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
+            settle = give_back_freed_memory if self.task.train.checkpoint_activations else keep_freed_memory
+            settle()
         try:
             with restored_threads():
                 self._begin(train, validation)

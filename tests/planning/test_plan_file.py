@@ -21,6 +21,7 @@ def made() -> Plan:
         "train.learning_rate": 0.003,
         "model.stages": 3,
         "model.depth_plan": "symmetric",
+        "train.precision": "no",
         "train.augment.gamma": 0.25,
         "train.budget": "10m",
     }

@@ -42,12 +42,18 @@ def plan(store: Any, task: TaskConfig | None = None, *, gigabytes: float = 8, de
 @pytest.fixture(autouse=True)
 def _make_each_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(task: TaskConfig) -> TrialNetwork:
-        key = repr((task.model, task.kind, task.data.labels, task.train.patch_size))
+        key = repr((task.model, task.kind, task.data.labels, task.train.patch_size, task.train.precision))
         if key not in _NETWORKS:
             _NETWORKS[key] = TrialNetwork(task)
         return _NETWORKS[key]
 
     monkeypatch.setattr(choices, "TrialNetwork", make)
+
+
+@pytest.fixture(autouse=True)
+def _bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hardware for bfloat16, whatever this machine has."""
+    monkeypatch.setattr(machine_module, "find_bf16", lambda device: "")
 
 
 _NETWORKS: dict[str, TrialNetwork] = {}
@@ -67,6 +73,7 @@ def test_a_small_volume_is_the_patch() -> None:
         "train.learning_rate": RULES.learning_rate["adamw"],
         "model.stages": 3,
         "model.depth_plan": "symmetric",
+        "train.precision": "no",
     }
     assert made.chosen == made.values
     assert made.task.patch_size == (40, 56, 40)
@@ -128,7 +135,7 @@ def test_a_classifier_takes_the_cube() -> None:
 def test_what_the_task_sets_stays() -> None:
     task = make_task(train__patch_size=[16, 24, 32], train__batch_size=3, model__stages=2)
     made = plan(make_store((64, 64, 64)), task)
-    assert set(made.chosen) == {"train.steps", "train.learning_rate", "model.depth_plan"}
+    assert set(made.chosen) == {"train.steps", "train.learning_rate", "model.depth_plan", "train.precision"}
     assert made.values["train.patch_size"] == (16, 24, 32)
     assert made.reasons["model.stages"] == "set by the task or a flag"
     assert made.task.learning_rate == pytest.approx(3e-3 * math.sqrt(1.5), rel=0.01)
@@ -138,10 +145,24 @@ def test_nothing_is_tried_where_nothing_is_open(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(choices, "TrialNetwork", None)
     monkeypatch.setattr("medi3d.planning.plan.measure_shapes", None)
     values: dict[str, object] = {"train.steps": 5, "train.learning_rate": 0.1, "model.depth_plan": "symmetric"}
+    values["train.precision"] = "no"
     task = load_task(
         "hippocampus", overrides={"train.batch_size": 1, "model.stages": 2, "train.patch_size": 16} | values
     )
     assert plan(make_store((64, 64, 64)), task).task == task
+
+
+def test_bfloat16_is_chosen_where_the_hardware_has_it_and_leaves_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, task = make_store((150, 170, 140)), make_task(model__stages=2, train__batch_size=2)
+    plain = plan(store, task, gigabytes=0.3)
+    assert plain.reasons["train.precision"].startswith("float32: this CPU has no hardware for bfloat16")
+    monkeypatch.setattr(machine_module, "find_bf16", lambda device: "AVX512_BF16")
+    half = plan(store, task, gigabytes=0.3)
+    assert half.task.precision == "bf16"
+    assert "(AVX512_BF16)" in half.reasons["train.precision"]
+    assert math.prod(half.task.patch_size) > 1.2 * math.prod(plain.task.patch_size)
+    told = plan(store, make_task(model__stages=2, train__precision="no"), gigabytes=0.3)
+    assert (told.task.precision, told.reasons["train.precision"]) == ("no", "set by the task or a flag")
 
 
 def test_steps_follow_the_cases_the_accumulation_and_the_budget() -> None:
