@@ -127,7 +127,9 @@ def _score_raw(
 def _score_prepared(
     predictor: Predictor, prepared: list[PreparedCase], output: Path, on_case: OnCase, raw: Path
 ) -> OutOfFold:
-    predicted = predict_prepared_cases(predictor, prepared, output, options=BatchOptions(out_of_fold=True), on_case=on_case)
+    predicted = predict_prepared_cases(
+        predictor, prepared, output, options=BatchOptions(out_of_fold=True), on_case=on_case
+    )
     note = (
         f"scored on the prepared grid, not the scanner's own: there is no raw data in {raw}; --data says where it lies"
     )

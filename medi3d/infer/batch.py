@@ -1,29 +1,40 @@
-"""Prediction of many inputs: a bad one is named and left out, the others go on."""
+"""Prediction of many cases into one folder: a bad one is named and left out, and what is there already is kept.
+
+Three things go on at once: a thread reads and prepares the next case, the networks are at work on this one, and another
+thread writes the last one. Each waits for the next in line, so that memory never holds more than one case of each.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from medi3d.config import TaskConfig
+from medi3d._version import __version__
+from medi3d.config import dump_task
 from medi3d.errors import InputError, Medi3dError
-from medi3d.infer.predictor import Prediction, Predictor
-from medi3d.io import PreparedCase, atomic, case_name, image_files, read_label_map, write_label_map
-from medi3d.io.files import is_image
-from medi3d.preprocess.cases.layouts import group_channels, set_doubles_apart
-from medi3d.preprocess.cases.raw_case import CaseProblem, RawCase, RawCases
+from medi3d.infer.inputs import find_center, list_inputs
+from medi3d.infer.journal import PROBABILITIES, Journal, Line, open_journal
+from medi3d.infer.predictor import Prediction, Predictor, PreparedInput
+from medi3d.infer.summary import PredictionSummary, describe_failure, describe_grid, measure_volumes
+from medi3d.io import PreparedCase, Record, atomic, write_label_map, write_volume
+from medi3d.preprocess.cases.raw_case import RawCase, RawCases
 from medi3d.preprocess.cases.reading import read_image
-from medi3d.preprocess.cases.sources import find_raw_cases
-from medi3d.preprocess.crop import mask_center_mm
-from medi3d.types import Array, FloatTriple
-from medi3d.volume import LabelMap, Volume
+from medi3d.preprocess.scheduling.jobs import content_hash
+from medi3d.seal import hash_file
+from medi3d.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +44,34 @@ OnCase = Callable[[str, int, int], None]
 """Called with a case id, its number and the number of cases before each case."""
 
 
-@dataclass
-class PredictionSummary:
-    """What a batch prediction did.
+@dataclass(frozen=True)
+class Source(Generic[C]):
+    """How cases of a kind are told apart and read.
 
-    Attributes:
-        output: the folder of label maps, or the CSV file of probabilities.
-        predicted: case ids.
-        problems: case id → what is wrong with it.
+    Args:
+        hash_case: a case and a hash of the settings → hash of all that its prediction depends on.
+        read_case: runs and a case → what their networks take.
     """
 
-    output: Path
-    predicted: list[str] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)
+    hash_case: Callable[[C, str], str]
+    read_case: Callable[[Predictor, C], PreparedInput]
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a batch is predicted.
+
+    Args:
+        center_of_image: for tasks that cut a cube: cut it in the middle of the volume.
+        out_of_fold: predict each case only with the runs that held it out, and leave out cases that none did.
+        probabilities: labels whose probabilities are written as well, into the folder ``probabilities``.
+        overwrite: predict again what is there already.
+    """
+
+    center_of_image: bool = False
+    out_of_fold: bool = False
+    probabilities: tuple[int, ...] = ()
+    overwrite: bool = False
 
 
 def predict_files(
@@ -54,8 +80,7 @@ def predict_files(
     output: Path,
     *,
     masks: Path | None = None,
-    center_of_image: bool = False,
-    out_of_fold: bool = False,
+    options: BatchOptions | None = None,
     on_case: OnCase | None = None,
 ) -> PredictionSummary:
     """Predict a file, a folder of files, a DICOM series, or the rows of a CSV table.
@@ -64,20 +89,18 @@ def predict_files(
         predictor: the trained runs.
         source: what to predict. Files of several channels bear nnU-Net's suffixes ``_0000``, ``_0001``, ….
         output: folder; a label map bears its input's name, probabilities go to ``predictions.csv``, beside the label
-            maps where the task has both.
+            maps where the task has both. What the same models made there of the same input is kept.
         masks: for tasks that cut a cube: a mask, or a folder of masks with the inputs' names, that tell where.
-        center_of_image: for tasks that cut a cube: cut it in the middle of the volume.
-        out_of_fold: predict each case only with the runs that held it out, and leave out cases that none did.
+        options: see :class:`BatchOptions`.
         on_case: called with a case id, its number and the number of cases before each case.
 
     Raises:
-        InputError: there is nothing to predict.
+        InputError: there is nothing to predict, or another process predicts into the folder.
+        Medi3dError: the folder cannot be written.
     """
     found = list_inputs(source, predictor.task, masks)
     try:
-        return predict_cases(
-            predictor, found, output, center_of_image=center_of_image, out_of_fold=out_of_fold, on_case=on_case
-        )
+        return predict_cases(predictor, found, output, options=options, on_case=on_case)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
@@ -87,8 +110,7 @@ def predict_cases(
     found: RawCases,
     output: Path,
     *,
-    center_of_image: bool = False,
-    out_of_fold: bool = False,
+    options: BatchOptions | None = None,
     on_case: OnCase | None = None,
 ) -> PredictionSummary:
     """Predict raw cases, as :func:`predict_files` does.
@@ -96,14 +118,9 @@ def predict_cases(
     Raises:
         InputError: ``out_of_fold``, and these runs held none of the cases out.
     """
-
-    def predict_case(runs: Predictor, case: RawCase) -> Prediction:
-        task = runs.task
-        volume = read_image(case.images, channels=task.in_channels, frame=case.frame, quantities=task.quantities)
-        return runs.predict(volume, center_mm=_center(case, volume, center_of_image, task))
-
+    options = options or BatchOptions()
     problems = {problem.case_id: problem.message for problem in found.problems}
-    return _predict_all(predictor, found.cases, output, predict_case, problems, out_of_fold, on_case)
+    return _predict_all(predictor, found.cases, output, raw_source(options), problems, options, on_case)
 
 
 def predict_prepared_cases(
@@ -111,7 +128,7 @@ def predict_prepared_cases(
     cases: Sequence[PreparedCase],
     output: Path,
     *,
-    out_of_fold: bool = False,
+    options: BatchOptions | None = None,
     on_case: OnCase | None = None,
 ) -> PredictionSummary:
     """Predict prepared cases, as :func:`predict_files` does; label maps lie on the prepared grid.
@@ -119,108 +136,225 @@ def predict_prepared_cases(
     Raises:
         InputError: ``out_of_fold``, and these runs held none of the cases out.
     """
+    return _predict_all(predictor, cases, output, _PREPARED, {}, options or BatchOptions(), on_case)
 
-    def predict_case(runs: Predictor, case: PreparedCase) -> Prediction:
-        labels, classes = runs.predict_prepared(torch.from_numpy(np.asarray(case.image()[:])))
-        array = None if labels is None else labels.argmax(0, keepdim=True).byte().numpy()
-        return Prediction(
-            None if array is None else LabelMap(array, case.record.prepared.affine),
-            None if classes is None else classes.numpy(),
-        )
 
-    return _predict_all(predictor, cases, output, predict_case, {}, out_of_fold, on_case)
+def raw_source(options: BatchOptions) -> Source[RawCase]:
+    """Return how raw cases are read."""
+
+    def read_case(runs: Predictor, case: RawCase) -> PreparedInput:
+        task = runs.task
+        volume = read_image(case.images, channels=task.in_channels, frame=case.frame, quantities=task.quantities)
+        center_mm = find_center(case, volume, task, center_of_image=options.center_of_image)
+        return runs.prepare(volume, center_mm=center_mm)
+
+    return Source(content_hash, read_case)
+
+
+def _read_prepared(runs: Predictor, case: PreparedCase) -> PreparedInput:
+    grid = case.record.prepared
+    return PreparedInput(torch.from_numpy(np.asarray(case.image()[:])), Record(native=grid, prepared=grid))
+
+
+_PREPARED: Source[PreparedCase] = Source(
+    lambda case, settings: hashlib.sha256(f"{settings} {case.content_hash}".encode()).hexdigest(), _read_prepared
+)
 
 
 def _predict_all(
     predictor: Predictor,
     cases: Sequence[C],
     output: Path,
-    predict_case: Callable[[Predictor, C], Prediction],
-    problems: Mapping[str, str],
-    out_of_fold: bool,
+    source: Source[C],
+    problems: dict[str, str],
+    options: BatchOptions,
     on_case: OnCase | None,
 ) -> PredictionSummary:
-    chosen = [predictor.holding_out(case.case_id) if out_of_fold else predictor for case in cases]
+    chosen = [predictor.holding_out(case.case_id) if options.out_of_fold else predictor for case in cases]
     jobs = [(case, runs) for case, runs in zip(cases, chosen, strict=True) if runs is not None]
     if not jobs and not problems:
-        raise InputError("nothing to predict" + (" that these runs held out" if out_of_fold else ""))
-    output.mkdir(parents=True, exist_ok=True)
-    segmentation = predictor.task.kind == "segmentation"
-    summary = PredictionSummary(output if segmentation else output / "predictions.csv", problems=dict(problems))
-    rows: list[dict[str, object]] = []
-    for number, (case, runs) in enumerate(jobs):
-        if on_case is not None:
-            on_case(case.case_id, number, len(jobs))
-        try:
-            prediction = predict_case(runs, case)
-        except Medi3dError as error:
-            summary.problems[case.case_id] = str(error)
-            continue
-        summary.predicted.append(case.case_id)
-        if prediction.label is not None:
-            write_label_map(prediction.label, output / f"{case.case_id}.nii.gz")
-        if prediction.classes is not None:
-            rows.append(_class_row(case.case_id, prediction.classes, predictor.task.data.classes))
-    if rows:
-        _write_rows(rows, output / "predictions.csv")
-    return summary
+        raise InputError("nothing to predict" + (" that these runs held out" if options.out_of_fold else ""))
+    with open_batch(predictor, output, source, options) as batch:
+        batch.summary.entries.update({case: describe_failure(case, message) for case, message in problems.items()})
+        batch.run(jobs, on_case=on_case)
+        return batch.summary
 
 
-def list_inputs(source: Path, task: TaskConfig, masks: Path | None) -> RawCases:
-    """Find the cases that an ``--input`` names, and what is wrong with others.
-
-    A table, and a folder without images of its own for a task whose layout is ``patterns``, are read as preprocessing
-    reads them; anything else is an image, a DICOM series, or a folder of them.
+@contextmanager
+def open_batch(predictor: Predictor, output: Path, source: Source[C], options: BatchOptions) -> Iterator[Batch[C]]:
+    """Open a folder to predict cases into; while it is open, no other process does.
 
     Raises:
-        InputError: it does not exist, or holds no images.
+        InputError: another process predicts into it.
+        Medi3dError: it cannot be written.
     """
-    if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; --input takes an image, a folder, a DICOM series or a .csv"
-        )
-    plain = source.is_file() or is_image(source) or any(map(is_image, source.iterdir()))
-    nested = task.data.layout == "patterns" and not plain
-    if nested or source.suffix == ".csv":
-        return find_raw_cases(source, task.data, need_label=False)
-    files, doubled = set_doubles_apart(image_files(source))
-    groups = group_channels(files, channels=task.in_channels)
-    if masks is not None and masks.is_file() and len(groups) > 1:
-        raise InputError(f"{masks}: one mask for {len(groups)} images; give --masks a folder of masks with their names")
-    return RawCases(
-        [RawCase(name, name, images, None, None, _mask_of(name, masks)) for name, images in groups.items()],
-        [CaseProblem(name, message) for name, message in doubled.items()],
-    )
+    with open_journal(output) as journal:
+        yield Batch(predictor, output, source, options, journal)
 
 
-def _mask_of(name: str, masks: Path | None) -> Path | None:
-    if masks is None or not masks.is_dir():
-        return masks
-    return next((path for path in image_files(masks) if case_name(path) == name), None)
+@dataclass(frozen=True)
+class _Opened:
+    """A case that is ready for the networks."""
+
+    key: str
+    prepared: PreparedInput
+    read_s: float
 
 
-def _class_row(case_id: str, probabilities: Array, classes: Sequence[str]) -> dict[str, object]:
-    row: dict[str, object] = {"case_id": case_id}
-    row |= {name: round(float(value), 6) for name, value in zip(classes, probabilities, strict=True)}
-    return row | {"predicted": classes[int(probabilities.argmax())]}
+class Batch(Generic[C]):
+    """The cases that are predicted into a folder.
+
+    Args:
+        predictor: all the runs.
+        output: the folder.
+        source: how cases are read.
+        options: how they are predicted.
+        journal: of the folder, see :func:`open_batch`.
+
+    Attributes:
+        summary: what has been done so far.
+    """
+
+    def __init__(
+        self, predictor: Predictor, output: Path, source: Source[C], options: BatchOptions, journal: Journal
+    ) -> None:
+        self._task, self._output, self._source = predictor.task, output, source
+        self._options, self._journal = options, journal
+        self._classes: dict[str, list[float]] = {}
+        segmentation = self._task.kind == "segmentation"
+        self.summary = PredictionSummary(output if segmentation else output / "predictions.csv")
+
+    def run(
+        self,
+        jobs: Sequence[tuple[C, Predictor]],
+        *,
+        on_case: OnCase | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Predict cases, each by its runs, and write what came of them.
+
+        Args:
+            jobs: cases and who predicts them.
+            on_case: see :data:`OnCase`.
+            is_stopped: asked before each case whether to leave it and all that follow.
+
+        Raises:
+            Medi3dError: the folder cannot be written.
+        """
+        with ThreadPoolExecutor(1, "read") as ahead, ThreadPoolExecutor(1, "write") as behind:
+            coming = [ahead.submit(self._open, *jobs[0])] if jobs else []
+            writing: list[Future[None]] = []
+            for number, (case, runs) in enumerate(jobs):
+                if is_stopped():
+                    break
+                if on_case is not None:
+                    on_case(case.case_id, number, len(jobs))
+                opened = coming.pop().result()
+                if number + 1 < len(jobs):
+                    coming.append(ahead.submit(self._open, *jobs[number + 1]))
+                finish = self._predict(case, runs, opened)
+                if writing:
+                    writing.pop().result()
+                writing.append(behind.submit(finish))
+            for last in writing:
+                last.result()
+        if self._classes:
+            self._write_table()
+
+    def _open(self, case: C, runs: Predictor) -> _Opened | Line | str:
+        """Read and prepare a case, unless its outputs are there; return what is wrong with it as a message."""
+        start = time.perf_counter()
+        try:
+            key = self._source.hash_case(case, self._hash_settings(runs))
+            line = None if self._options.overwrite else self._journal.find(case.case_id, key)
+            if line is not None:
+                return line
+            prepared = self._source.read_case(runs, case)
+        except Exception as error:
+            return _describe(error, case.case_id)
+        return _Opened(key, prepared, time.perf_counter() - start - prepared.seconds)
+
+    def _predict(self, case: C, runs: Predictor, opened: _Opened | Line | str) -> Callable[[], None]:
+        """Let the networks predict a case; return what is left to do, which needs them no more."""
+        case_id = case.case_id
+        if isinstance(opened, str):
+            return lambda: self._note_failure(case_id, opened)
+        if isinstance(opened, Line):
+            return lambda: self._note(opened, "kept")
+        try:
+            prediction = runs.predict_input(opened.prepared, probabilities=self._options.probabilities)
+        except Exception as error:
+            message = _describe(error, case_id)
+            return lambda: self._note_failure(case_id, message)
+        grid = opened.prepared.record.native
+        start = {"case_id": case_id, "status": "predicted", "warnings": list(prediction.warnings)}
+        entry = start | {"input": describe_grid(grid), "seconds": {"read": opened.read_s, **prediction.seconds}}
+        key = opened.key
+        return lambda: self._write(key, entry, prediction)
+
+    def _write(self, key: str, entry: dict[str, Any], prediction: Prediction) -> None:
+        start, case_id = time.perf_counter(), str(entry["case_id"])
+        with atomic.name_the_disk(self._output):
+            files = list(self._write_files(case_id, prediction))
+        if prediction.label is not None:
+            entry["volumes_ml"] = measure_volumes(prediction.label, self._task.data.labels)
+        classes = None if prediction.classes is None else [float(value) for value in prediction.classes]
+        if classes is not None:
+            entry["classes"] = dict(zip(self._task.data.classes, classes, strict=True))
+        entry["seconds"]["write"] = time.perf_counter() - start
+        entry["seconds"] = {part: round(seconds, 4) for part, seconds in entry["seconds"].items()}
+        hashes = {str(file.relative_to(self._output)): hash_file(file) for file in files}
+        line = Line(case_id, key, entry, hashes, classes)
+        self._journal.add(line)
+        self._note(line, "predicted")
+
+    def _write_files(self, case_id: str, prediction: Prediction) -> Iterator[Path]:
+        if prediction.label is not None:
+            path = self._output / f"{case_id}.nii.gz"
+            write_label_map(prediction.label, path)
+            yield path
+        if prediction.probabilities is not None:
+            volume = prediction.probabilities
+            for label, channel in zip(self._options.probabilities, volume.array, strict=True):
+                path = self._output / PROBABILITIES / f"{case_id}_{label}.nii.gz"
+                write_volume(Volume(channel[None], volume.affine), path)
+                yield path
+
+    def _note(self, line: Line, status: str) -> None:
+        self.summary.entries[line.case_id] = line.entry | {"status": status}
+        if line.classes is not None:
+            self._classes[line.case_id] = line.classes
+
+    def _note_failure(self, case_id: str, message: str) -> None:
+        self.summary.entries[case_id] = describe_failure(case_id, message)
+        self._classes.pop(case_id, None)
+
+    def _hash_settings(self, runs: Predictor) -> str:
+        """Hash what a prediction depends on besides the input: models, the way they predict, the program."""
+        models = [(model.checkpoint_sha256, model.plan_sha256) for model in runs.models]
+        options = self._options.center_of_image, self._options.probabilities
+        settings = [__version__, models, dump_task(runs.task)["infer"], options]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def _write_table(self) -> None:
+        names = self._task.data.classes
+        path = self._output / "predictions.csv"
+        with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(("case_id", *names, "predicted"))
+            for case_id, values in self._classes.items():
+                best = names[int(np.argmax(values))]
+                writer.writerow((case_id, *(round(value, 6) for value in values), best))
 
 
-def _center(case: RawCase, volume: Volume, center_of_image: bool, task: TaskConfig) -> FloatTriple | None:
-    if task.preprocess.crop != "cube":
-        return None
-    if center_of_image:
-        x, y, z = volume.grid.index_to_world([(n - 1) / 2 for n in volume.shape])
-        return float(x), float(y), float(z)
-    if case.center is None:
-        raise InputError(
-            "this task cuts a cube and nothing tells where; give --masks with a mask of that name, "
-            "a .csv with a mask column, or --center image"
-        )
-    return mask_center_mm(read_label_map(case.center))
-
-
-def _write_rows(rows: list[dict[str, object]], path: Path) -> None:
-    with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def _describe(error: Exception, case_id: str) -> str:
+    """Say in one line what is wrong with a case; the others go on."""
+    text = " ".join(str(error).split())
+    if isinstance(error, Medi3dError):
+        return text
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory ({text[:160]}); free some, or predict it on another machine or with --device cpu"
+    # a bug, or a file as no one has seen it yet. A message may name files: it is not logged
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    logger.debug("case %s: %s\n%s", case_id, type(error).__name__, trace)
+    return f"unexpected {type(error).__name__}: {text[:300]}"

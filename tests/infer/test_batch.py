@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from medi3d import io
 from medi3d.config import PatternsConfig, TaskConfig
 from medi3d.errors import InputError
-from medi3d.infer.batch import list_inputs, predict_files
-from medi3d.infer.predictor import Prediction, Predictor
+from medi3d.infer.batch import BatchOptions, predict_files
+from medi3d.infer.inputs import list_inputs
+from medi3d.infer.predictor import Prediction, Predictor, PreparedInput
+from medi3d.io import Record
 from medi3d.runs.folder import RunFolder
+from medi3d.types import FloatTriple
 from medi3d.volume import LabelMap, Volume
 
 
@@ -40,7 +43,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".medi3d")
 
 
 # --- segmentation
@@ -132,14 +135,21 @@ def test_a_dicom_series_is_taken_by_a_task_of_patterns_too(
     assert [case.case_id for case in list_inputs(tmp_path / "nested" / "two", task, None).cases] == ["MR_2", "MR_3"]
 
 
-def two_channel_predictor(task: TaskConfig, seen: list[Volume]) -> Any:
-    """Stands for the runs of a task of two channels."""
+class TwoChannels(Predictor):
+    """Stands for the runs of a task of two channels; it sees what it is to predict."""
 
-    def predict(volume: Volume, *, center_mm: None) -> Prediction:
-        seen.append(volume)
-        return Prediction(LabelMap(np.zeros((1, *volume.shape), np.uint8), volume.affine), None)
+    def __init__(self, task: TaskConfig) -> None:
+        self.task = replace(task, data=replace(task.data, channels=("T1", "T2")))
+        self.seen: list[Volume] = []
+        self._members = []
 
-    return SimpleNamespace(task=replace(task, data=replace(task.data, channels=("T1", "T2"))), predict=predict)
+    def prepare(self, volume: Volume, *, center_mm: FloatTriple | None = None) -> PreparedInput:
+        self.seen.append(volume)
+        return PreparedInput(torch.zeros(2, 1, 1, 1), Record(volume.grid, volume.grid))
+
+    def predict_input(self, prepared: PreparedInput, *, probabilities: Sequence[int] = ()) -> Prediction:
+        grid = prepared.record.native
+        return Prediction(LabelMap(np.zeros((1, *grid.shape), np.uint8), grid.affine), None)
 
 
 def test_channel_suffixes_make_one_case(segmentation_task: TaskConfig, image: Volume, tmp_path: Path) -> None:
@@ -150,11 +160,11 @@ def test_channel_suffixes_make_one_case(segmentation_task: TaskConfig, image: Vo
     shifted[0, 3] += 500
     io.write_volume(image, tmp_path / "in" / "moved_0000.nii.gz")
     io.write_volume(Volume(image.array, shifted), tmp_path / "in" / "moved_0001.nii.gz")
-    seen: list[Volume] = []
-    summary = predict_files(two_channel_predictor(segmentation_task, seen), tmp_path / "in", tmp_path / "out")
+    predictor = TwoChannels(segmentation_task)
+    summary = predict_files(predictor, tmp_path / "in", tmp_path / "out")
     assert summary.predicted == ["scan"]
     assert names(tmp_path / "out") == ["scan.nii.gz"]
-    np.testing.assert_allclose(seen[0].array[1] - seen[0].array[0], 1, atol=1e-3)
+    np.testing.assert_allclose(predictor.seen[0].array[1] - predictor.seen[0].array[0], 1, atol=1e-3)
     assert "expected 2 channels" in summary.problems["lonely"]
     assert "covers 0% of" in summary.problems["moved"]
 
@@ -164,7 +174,7 @@ def test_out_of_fold_predicts_only_what_was_held_out(
 ) -> None:
     source = tiny / "raw" / "tiny_segmentation" / "imagesTr"
     both = Predictor(segmentation_runs, device="cpu")
-    summary = predict_files(both, source, tmp_path / "out", out_of_fold=True)
+    summary = predict_files(both, source, tmp_path / "out", options=BatchOptions(out_of_fold=True))
     held = [set(RunFolder(run).load_split().validation) for run in segmentation_runs]
     assert summary.predicted == sorted(held[0] | held[1])
     name = min(held[0])
@@ -172,7 +182,7 @@ def test_out_of_fold_predicts_only_what_was_held_out(
     np.testing.assert_array_equal(io.read_label_map(tmp_path / "out" / f"{name}.nii.gz").array, alone.array)
     trained = min({f"case_{n}" for n in range(6)} - held[0] - held[1])
     with pytest.raises(InputError, match="nothing to predict that these runs held out"):
-        predict_files(both, source / f"{trained}.nii.gz", tmp_path / "none", out_of_fold=True)
+        predict_files(both, source / f"{trained}.nii.gz", tmp_path / "none", options=BatchOptions(out_of_fold=True))
     assert not (tmp_path / "none").exists()
 
 
@@ -230,7 +240,9 @@ def test_where_the_cube_lies_is_told_by_masks_or_by_the_images_middle(
     )
     assert read_rows(single.output) == [expected["nodule_4"]]
 
-    middle = predict_files(classify, raw / "images" / "nodule_4.nii.gz", tmp_path / "m", center_of_image=True)
+    middle = predict_files(
+        classify, raw / "images" / "nodule_4.nii.gz", tmp_path / "m", options=BatchOptions(center_of_image=True)
+    )
     image = io.read_volume(raw / "images" / "nodule_4.nii.gz")
     world = image.affine[:3, :3] @ ((np.array(image.shape) - 1) / 2) + image.affine[:3, 3]
     probabilities = classify.predict_classes(image, center_mm=tuple(world))
