@@ -19,7 +19,8 @@ from medi3d.runs.folds import FoldsFolder, find_runs
 
 _SUMMARY = "summary.json"
 _PREPARED_NOTE = (
-    "Scored on the grid of the prepared data, not on the scanner's own: the raw data was not at hand (--data says where)."
+    "Scored on the grid of the prepared data, not on the scanner's own: "
+    "the raw data was not at hand (--data says where it lies)."
 )
 
 

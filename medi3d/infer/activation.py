@@ -1,10 +1,10 @@
 """Class activation maps: which places of a volume spoke for a class.
 
 Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2) weighs a feature map's channels by the mean
-gradient of the class's logit and keeps what is positive. It is taken here on every map that the classifier's head reads,
-not on the last one alone: the head averages each stage of the encoder over the volume, and of a cube of 32 voxels the last
-map of five stages is a single voxel. For a head that is affine, as this one is when it predicts, the maps' means add up to
-the logit but for a constant (Zhou et al. 2016, arXiv:1512.04150).
+gradient of the class's logit and keeps what is positive. It is taken here on every map that the classifier's head
+reads, not on the last one alone: the head averages each stage of the encoder over the volume, and of a cube of 32
+voxels the last map of five stages is a single voxel. For a head that is affine, as this one is when it predicts, the
+maps' means add up to the logit but for a constant (Zhou et al. 2016, arXiv:1512.04150).
 """
 
 from __future__ import annotations

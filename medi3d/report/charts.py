@@ -61,7 +61,7 @@ def draw_learning_curves(tables: Mapping[str, Path]) -> str:
         InputError: a table cannot be read.
     """
     with _styled(PAGE):
-        figure = _figure(8.4, 3.0)
+        figure = _figure(11, 3.0)
         left, right = figure.subplots(1, 2)
         for index, (name, path) in enumerate(tables.items()):
             (_, step), columns = read_columns(path)
@@ -85,7 +85,7 @@ def draw_case_scores(scores: Scores, metric: str) -> str:
         if isinstance(value := row.get(metric), float):
             values.setdefault(str(row["label"]), []).append(value)
     with _styled(PAGE):
-        figure = _figure(8.4, 0.75 + 0.48 * len(values))
+        figure = _figure(11, 0.75 + 0.48 * len(values))
         axes = figure.subplots()
         rng = np.random.default_rng(0)
         for index, (name, points) in enumerate(values.items()):
@@ -122,7 +122,9 @@ def draw_calibration(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
             array = np.asarray(points, dtype=float)
             sizes = 14 + 130 * array[:, 2] / array[:, 2].max()
             axes.plot(array[:, 0], array[:, 1], color=PAGE.series_of(index), linewidth=1.2)
-            axes.scatter(array[:, 0], array[:, 1], s=sizes, color=PAGE.series_of(index), alpha=0.8, linewidths=0, label=name)
+            axes.scatter(
+                array[:, 0], array[:, 1], s=sizes, color=PAGE.series_of(index), alpha=0.8, linewidths=0, label=name
+            )
         axes.set(xlabel="stated probability", ylabel="observed share", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axes.legend(loc="upper left", fontsize=9)
         return _to_svg(figure)

@@ -233,7 +233,7 @@ def _is_rate(name: str) -> bool:
 
 
 def read_columns(path: Path) -> tuple[tuple[str, FloatArray], dict[str, FloatArray]]:
-    """Read a table of numbers: return the first column's name and values, and the other columns that hold numbers; empty cells are NaN."""
+    """Return a table's first column's name and values, and the other columns that hold numbers; empty cells are NaN."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]

@@ -44,7 +44,9 @@ def choose_cases(scores: Scores, wanted: Sequence[str]) -> dict[str, str]:
     rank = {case: f"rank {len(order) - index} of {len(order)}" for index, case in enumerate(order)}
     if wanted:
         return {case: rank[case] for case in wanted}
-    chosen = {case: "worst" if index == 0 else f"{_ordinal(index + 1)} worst" for index, case in enumerate(order[:_WORST])}
+    chosen = {
+        case: "worst" if index == 0 else f"{_ordinal(index + 1)} worst" for index, case in enumerate(order[:_WORST])
+    }
     for index, why in ((len(order) // 2, "median"), (len(order) - 1, "best")):
         chosen.setdefault(order[index], why)
     return chosen
@@ -83,7 +85,7 @@ def describe_gallery(
 
 def case_volumes(case: CaseImages, labels: Mapping[int, str]) -> dict[str, Any]:
     """Return a case's volumes for the viewer, thinned out and in 8 bits, and where its crosshair begins."""
-    scene, heat = scene_of(case, labels)
+    scene, _ = scene_of(case, labels)
     window = (float(np.percentile(case.image.array[0], 0.5)), float(np.percentile(case.image.array[0], 99.5)))
     affine = case.image.affine
     image = Volume(to_byte_range(case.image.array[:1], window), affine)
@@ -95,7 +97,7 @@ def case_volumes(case: CaseImages, labels: Mapping[int, str]) -> dict[str, Any]:
             layers["differences"] = differences(case.prediction.array, case.reference.array)
     if case.heat is not None:
         layers["heat"] = to_byte_range(case.heat.array, (0.0, 1.0))
-    place = telling_place(scene, heat)
+    place = telling_place(scene)
     return {
         "image": as_nifti_text(shrink(image)),
         "layers": {
@@ -106,7 +108,7 @@ def case_volumes(case: CaseImages, labels: Mapping[int, str]) -> dict[str, Any]:
 
 
 def differences(prediction: Array, reference: Array) -> Array:
-    """Return 1 where both have the same label, 2 where it was missed, 3 where too much was drawn, 4 where another label.
+    """Return 1 where both have the same label, 2 where one was missed, 3 where too much was drawn, 4 for another label.
 
     Example:
         >>> differences(np.array([0, 1, 0, 2, 2]), np.array([0, 1, 1, 0, 1])).tolist()
@@ -147,16 +149,16 @@ def _label_layer(key: str, title: str, entries: Sequence[tuple[str, str]]) -> di
 
 
 def _ordinal(number: int) -> str:
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number, 'th')}"
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number, 'th') }"
 
 
 def _explain(scores: Scores) -> str:
     if scores.kind == "segmentation":
         return (
-            "The three large pictures lie where drawing and truth differ most, the small ones at even distances through "
-            "the region. Coloured line: drawn by the network. Dashed white line: the truth."
+            "The three large pictures lie where drawing and truth differ most, the small ones at even distances "
+            "through the region. Coloured line: drawn by the network. Dashed white line: the truth."
         )
     return (
-        "Bright colours mark what spoke for the class that was predicted (Grad-CAM over all stages of the network). They "
-        "show where it looked, not why, and not whether it was right."
+        "Bright colours mark what spoke for the class that was predicted (Grad-CAM over all stages of the network). "
+        "They show where it looked, not why, and not whether it was right. The small pictures are the image alone."
     )

@@ -1,5 +1,7 @@
 """The picture of one case: three planes where truth and prediction differ most, and a row of slices through the labels.
 
+Of a classification: three planes through the middle with what spoke for the class, and a row of slices without it.
+
 It is what a page shows on paper, and where the viewer cannot run.
 """
 
@@ -65,7 +67,7 @@ def draw_montage(case: CaseImages, labels: Mapping[int, str]) -> bytes:
     from matplotlib.figure import Figure
 
     scene, heat = scene_of(case, labels)
-    place = telling_place(scene, heat)
+    place = telling_place(scene)
     extents = np.asarray(scene.image.shape) * scene.spacing_mm
     sizes = np.array([np.delete(extents, axis) for _, axis, _, _ in PLANES])  # (height, width) mm of each picture
     tall = _WIDTH_INCHES * float(sizes[:, 0].max() / sizes[:, 1].sum())
@@ -82,19 +84,16 @@ def draw_montage(case: CaseImages, labels: Mapping[int, str]) -> bytes:
     for column, plane in enumerate(PLANES):
         _draw(figure.add_subplot(row[0, column]), replace(scene, center=place), heat, plane, labels)
     strip = lower.subgridspec(1, _SLICES, wspace=0.02)
-    for column, depth in enumerate(_even_slices(scene, heat)):
+    for column, depth in enumerate(_even_slices(scene)):
         axes = figure.add_subplot(strip[0, column])
-        _draw(axes, replace(scene, center=(depth, *place[1:])), heat, ("", *PLANES[0][1:2], "", ""), labels)
+        draw_plane(axes, replace(scene, center=(depth, *place[1:])), ("", PLANES[0][1], "", ""), labels)
     if has_labels:
         add_legend(figure, labels, with_reference=scene.reference is not None)
     return _encode(figure)
 
 
-def telling_place(scene: Scene, heat: Array | None = None) -> tuple[int, int, int]:
-    """Return the index (d, h, w) whose three planes show most of what differs, else of what is there, or is hottest."""
-    if heat is not None:
-        d, h, w = np.unravel_index(int(heat.argmax()), heat.shape)
-        return int(d), int(h), int(w)
+def telling_place(scene: Scene) -> tuple[int, int, int]:
+    """Return the index (d, h, w) whose three planes show most of what differs, else the middle of what is drawn."""
     if scene.prediction is not None and scene.reference is not None:
         mask = scene.prediction != scene.reference
         if mask.any():
@@ -114,12 +113,12 @@ def scene_of(case: CaseImages, labels: Mapping[int, str]) -> tuple[Scene, Array 
     return scene, heat
 
 
-def _even_slices(scene: Scene, heat: Array | None) -> list[int]:
+def _even_slices(scene: Scene) -> list[int]:
     """Choose slices across D at even distances through all that is labelled, or through the volume."""
-    masks = [array > 0 for array in (scene.prediction, scene.reference) if array is not None and heat is None]
+    masks = [array > 0 for array in (scene.prediction, scene.reference) if array is not None]
     planes = np.flatnonzero(np.any([mask.any(axis=(1, 2)) for mask in masks], axis=0)) if masks else np.array([])
     first, last = (planes[0], planes[-1]) if len(planes) else (0, scene.image.shape[0] - 1)
-    return [int(round(at)) for at in np.linspace(first, last, _SLICES + 2)[1:-1]]
+    return [round(float(at)) for at in np.linspace(first, last, _SLICES + 2)[1:-1]]
 
 
 def _draw(axes: Any, scene: Scene, heat: Array | None, plane: Any, labels: Mapping[int, str]) -> None:

@@ -1,7 +1,7 @@
-"""What the page's viewer needs: NiiVue's JavaScript out of the installed package ipyniivue, and volumes as NIfTI text.
+"""What the page's viewer needs: NiiVue's JavaScript out of the package ipyniivue, and volumes as NIfTI text.
 
-NiiVue draws NIfTI volumes by WebGL (https://github.com/niivue/niivue, BSD 2-Clause). ipyniivue carries it as a module for
-notebooks, which exports no more than a widget; one line at its end exports the class as well.
+NiiVue draws NIfTI volumes by WebGL (https://github.com/niivue/niivue, BSD 2-Clause). ipyniivue carries it as a
+module for notebooks, which exports no more than a widget; one line at its end exports the class as well.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def export_class(code: str, path: Path) -> str:
     found = _CLASS.search(code)
     if found is None:
         raise MissingDependencyError(
-            f"{path}: expected the widget of ipyniivue 2.4, which creates a NiiVue viewer; this one does not: {_INSTALL}"
+            f"{path}: expected the widget of ipyniivue 2.4, which creates a NiiVue viewer; it does not: {_INSTALL}"
         )
     return f"{code}\nexport {{{found.group(1)} as Niivue}};\n"
 
@@ -90,6 +90,6 @@ def as_nifti_text(volume: Volume) -> str:
 
 
 def crosshair_fraction(shape: IntTriple, place: IntTriple) -> FloatTriple:
-    """Return where a voxel of an array in SPL order lies, as NiiVue counts: shares towards right, anterior, superior."""
+    """Return where a voxel of an array in SPL order lies, as NiiVue counts: shares to right, anterior, superior."""
     d, h, w = ((index + 0.5) / n for index, n in zip(place, shape, strict=True))
     return 1 - w, 1 - h, d

@@ -54,7 +54,9 @@ def write_quality(store: Path, *, problems: Sequence[tuple[str, str]]) -> Path:
         labels=label_table(fingerprint),
         legend=_legend(fingerprint),
         notes=quality["notes"],
-        settings=[(key, json.dumps(value, ensure_ascii=False).strip('"')) for key, value in values["preprocess"].items()],
+        settings=[
+            (key, json.dumps(value, ensure_ascii=False).strip('"')) for key, value in values["preprocess"].items()
+        ],
         problems=[(name, without_paths(text)) for name, text in problems],
         cases=[_describe_case(found, by_id[found["case_id"]]) for found in shown],
         left=len(by_id) - len(shown),
@@ -72,7 +74,8 @@ def _count_findings(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _legend(fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
-        {"name": name, "colour": f"rgb{label_colour(value)}"} for value, name in enumerate(fingerprint["labels"], start=1)
+        {"name": name, "colour": f"rgb{label_colour(value)}"}
+        for value, name in enumerate(fingerprint["labels"], start=1)
     ]
 
 

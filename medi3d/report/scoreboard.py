@@ -24,21 +24,23 @@ def describe_evaluation(scores: Scores) -> dict[str, Any]:
     """Return what ``report.html`` shows of an evaluation."""
     segmentation = scores.kind == "segmentation"
     metrics = list(dict.fromkeys(metric for entry in scores.scores.values() for metric in entry))
-    main = [metric for metric in metrics if describe_metric(metric).main] or metrics
+    main = _main_metrics(scores, metrics)
     more = [metric for metric in metrics if metric not in main]
+    single = len(scores.scores) == 1
     return {
         "anchor": "regions" if segmentation else "classes",
         "title": "How well it draws" if segmentation else "How well it tells the classes apart",
         "tiles": _tiles(scores),
         "notes": _notes(scores),
-        "table": metric_table(scores, main),
+        "table": None if single else metric_table(scores, main),
+        "list": metric_list(scores, main) if single else None,
         "more": metric_table(scores, more) if more else None,
         "unit_drawn": "the cases (those of one patient together)",
         "samples": scores.settings.get("bootstrap", "many"),
         "glossary": [
             {"title": describe_metric(name).title, "meaning": _meaning(name, scores), "better": _better(name)}
             for name in main
-            if name in METRICS
+            if name in METRICS and not single
         ],
         "charts": _segmentation_charts(scores) if segmentation else _classification_charts(scores),
         "problems": [without_paths(problem) for problem in scores.problems],
@@ -48,20 +50,22 @@ def describe_evaluation(scores: Scores) -> dict[str, Any]:
 
 def lead_sentence(scores: Scores, *, held_out: bool) -> str:
     """Say in one sentence what came out."""
-    which = "cases that were held out from training" if held_out else "cases"
+    metric = HEADLINE[scores.kind]
+    which = f"Scored on {scores.cases} cases{' held out from training' if held_out else ''}"
     name, interval = headline(scores)
     if interval.value is None:
-        return f"Scored on {scores.cases} {which}; {describe_metric(HEADLINE[scores.kind]).title} is not defined on them."
-    between = "" if interval.low is None else f" (95 % interval {_short(interval.low)} to {_short(interval.high)})"
+        return f"{which}: {describe_metric(metric).title} is not defined on them."
+    cell = interval_cell(metric, interval)
+    between = f"95 % interval {cell['low']} to {cell['high']}" if cell["low"] else "no interval"
     if scores.kind == "classification":
-        return (
-            f"On {scores.cases} {which}, it gives the higher score to the right one in {100 * interval.value:.0f} % of "
-            f"pairs of cases: AUC of {name} {interval.value:.2f}{between}."
-        )
+        right = f"{100 * interval.value:.0f} % of the time (AUC {cell['value']}, {between})"
+        if name.startswith("all "):
+            return f"{which}: of two cases of different classes, it tells which is which {right}."
+        return f"{which}: of a case that is {name} and one that is not, it gives the first the higher score {right}."
     worst, lowest = next(iter(scores.goodness.items()))
     return (
-        f"On {scores.cases} {which}, what it draws overlaps the reference with a Dice of {interval.value:.2f} on average"
-        f"{between}; the worst case, {worst}, reaches {lowest:.2f}."
+        f"{which}: the regions that it draws overlap the reference with a Dice of {cell['value']} on average "
+        f"({between}); the worst case, {worst}, reaches {format_value(metric, lowest)}."
     )
 
 
@@ -84,6 +88,21 @@ def metric_table(scores: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def metric_list(scores: Scores, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics of the one thing that is scored, a row each, with what they mean."""
+    name, entry = next(iter(scores.scores.items()))
+    rows = [
+        {
+            "title": describe_metric(metric).title,
+            "unit": describe_metric(metric).unit,
+            "cell": interval_cell(metric, entry.get(metric)),
+            "meaning": f"{_meaning(metric, scores)} {_better(metric)}",
+        }
+        for metric in metrics
+    ]
+    return {"name": name, "rows": rows}
+
+
 def interval_cell(metric: str, interval: Interval | None) -> dict[str, str]:
     """Return the texts of a value and of the ends of its interval."""
     if interval is None:
@@ -95,7 +114,7 @@ def interval_cell(metric: str, interval: Interval | None) -> dict[str, str]:
 
 def case_table(scores: Scores) -> dict[str, Any]:
     """Return the sortable table: a row a case and label, or a row a case of a classification."""
-    columns = list(scores.rows[0])
+    columns = _case_columns(scores)
     labels = list(dict.fromkeys(str(row.get("label", "")) for row in scores.rows))
     words = {"case_id": "Case", "label": "Label", "target": "True class", "predicted": "Predicted class"}
     classes = [] if scores.kind == "segmentation" else [name for name in columns if name not in words]
@@ -117,6 +136,17 @@ def case_table(scores: Scores) -> dict[str, Any]:
     ]
     number = len({row["case_id"] for row in scores.rows})
     return {"title": f"All {number} cases", "heads": heads, "rows": rows, "labels": labels}
+
+
+def _case_columns(scores: Scores) -> list[str]:
+    """Choose the columns: of a classification all, of a segmentation those that the first table has, and volumes."""
+    columns = list(scores.rows[0])
+    if scores.kind == "classification":
+        return columns
+    shown = {"case_id", "label", "prediction_ml", "reference_ml", *_main_metrics(scores, columns)}
+    if "lesion_f1" in shown:
+        shown |= {"prediction_lesions", "reference_lesions", "matched_lesions"}
+    return [name for name in columns if name in shown]
 
 
 def case_scores(scores: Scores, case_id: str) -> str:
@@ -149,10 +179,11 @@ def _number(value: str | float | None) -> float | None:
 
 def _tiles(scores: Scores) -> list[dict[str, str]]:
     name, _ = headline(scores)
+    main = _main_metrics(scores, list(scores.scores[name]))
     tiles = [{"name": "Cases", "value": str(scores.cases), "unit": "", "note": _case_note(scores)}]
     for metric, interval in scores.scores[name].items():
         words = describe_metric(metric)
-        if words.main and interval.value is not None and len(tiles) < 5:
+        if metric in main and interval.value is not None and len(tiles) < 5:
             cell = interval_cell(metric, interval)
             between = f"{cell['low']} to {cell['high']}" if cell["low"] else "no interval"
             note = f"{between} · {name}"
@@ -179,23 +210,27 @@ def _notes(scores: Scores) -> list[str]:
 
 
 def _meaning(name: str, scores: Scores) -> str:
-    text = METRICS[name].meaning
+    text = describe_metric(name).meaning
     tolerance = scores.settings.get("tolerance_mm")
     if name == "surface_dice" and isinstance(tolerance, int | float):
         text = text.replace("the tolerance of each other", f"{tolerance:g} mm of each other")
     return text
 
 
+def _main_metrics(scores: Scores, metrics: Sequence[str]) -> list[str]:
+    """Choose what stands in the first table: of lesions only where some case has none, or several."""
+    counts = {row.get("reference_lesions", 1.0) for row in scores.rows}
+    several = counts != {1.0}
+    main = [name for name in metrics if describe_metric(name).main and (several or not name.startswith("lesion_"))]
+    return main or list(metrics)
+
+
 def _better(name: str) -> str:
-    return _BETTER[METRICS[name].better]
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return _BETTER[describe_metric(name).better]
 
 
 def _chart(svg: str, title: str, caption: str, *, wide: bool = False) -> dict[str, Any]:
-    return {"svg": Markup(svg), "title": title, "caption": caption, "wide": wide}  # noqa: S704 (drawn by Matplotlib)
+    return {"svg": Markup(svg), "title": title, "caption": caption, "wide": wide}
 
 
 def _segmentation_charts(scores: Scores) -> list[dict[str, Any]]:

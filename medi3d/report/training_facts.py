@@ -26,13 +26,11 @@ def describe_training(runs: Sequence[RunFolder], names: Sequence[str]) -> dict[s
         names: how the page calls them.
     """
     task = runs[0].load_config()
-    tables = {
-        name: run.metrics_file for name, run in zip(names, runs, strict=True) if run.metrics_file.is_file()
-    }
+    tables = {name: run.metrics_file for name, run in zip(names, runs, strict=True) if run.metrics_file.is_file()}
     caption = "Left, what training lowers; right, how well the cases that it did not train on went meanwhile."
     curves = {"title": "Learning curves", "caption": caption, "wide": True}
     return {
-        "charts": [curves | {"svg": Markup(draw_learning_curves(tables))}] if tables else [],  # noqa: S704
+        "charts": [curves | {"svg": Markup(draw_learning_curves(tables))}] if tables else [],
         "facts": _facts(task, runs),
         "origin": _origin(runs[0]),
         "configuration": yaml.safe_dump(dump_task(_without_paths(task)), sort_keys=False, allow_unicode=True),
@@ -92,7 +90,9 @@ def _spacing(task: TaskConfig) -> str:
 def _split(runs: Sequence[RunFolder]) -> str:
     splits = [run.load_split() for run in runs]
     return "; ".join(
-        dict.fromkeys(f"{len(split.train)} trained on, {len(split.validation)} held out" for split in splits if split.train)
+        dict.fromkeys(
+            f"{len(split.train)} trained on, {len(split.validation)} held out" for split in splits if split.train
+        )
     )
 
 

@@ -27,37 +27,42 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "dice": Metric("Dice", "", "Overlap of the drawn and the true region: 1 is the same, 0 is apart.", "higher", True),
-    "iou": Metric("IoU", "", "Voxels in both regions, as a share of those in either of them.", "higher"),
     "surface_dice": Metric(
         "Surface Dice", "", "Share of the two outlines that lie within the tolerance of each other.", "higher", True
     ),
     "hd95_mm": Metric(
         "HD95", "mm", "How far the outlines lie apart in their worst places: 95 % of them are nearer.", "lower", True, 2
     ),
-    "mean_surface_distance_mm": Metric(
-        "Mean distance", "mm", "How far the outlines lie apart on average.", "lower", True, 2
-    ),
+    "assd_mm": Metric("Mean distance", "mm", "How far the outlines lie apart on average.", "lower", True, 2),
     "volume_error_ml": Metric(
         "Volume error", "ml", "Drawn less true volume: above 0, too much was drawn.", "zero", True, 2
+    ),
+    "lesion_f1": Metric(
+        "Lesion F1",
+        "",
+        "Lesions found, and rightly found, in one number: 1 is all of them and no others.",
+        "higher",
+        True,
+    ),
+    "panoptic_quality": Metric(
+        "Panoptic quality", "", "Finding lesions and outlining them well, in one number.", "higher"
+    ),
+    "lesion_precision": Metric("Lesion precision", "", "Share of the drawn lesions that are true ones.", "higher"),
+    "lesion_recall": Metric("Lesion sensitivity", "", "Share of the true lesions that were found.", "higher"),
+    "iou": Metric("IoU", "", "Voxels in both regions, as a share of those in either of them.", "higher"),
+    "precision": Metric("Precision", "", "Share of the drawn region that is true.", "higher"),
+    "recall": Metric("Sensitivity", "", "Share of the true region that was drawn.", "higher"),
+    "volume_error_percent": Metric(
+        "Volume error", "%", "Drawn less true volume, as a share of the true one.", "zero", False, 1
     ),
     "absolute_volume_error_ml": Metric(
         "Absolute volume error", "ml", "Size of the difference in volume, whatever its sign.", "lower", False, 2
     ),
-    "relative_volume_error": Metric(
-        "Relative volume error", "", "Drawn less true volume, as a share of the true one: 0.1 is 10 % too much.", "zero"
-    ),
-    "volume_similarity": Metric("Volume similarity", "", "1 where both volumes are equal, 0 where one is 0.", "higher"),
-    "lesion_f1": Metric(
-        "Lesion F1", "", "Lesions found and rightly found, in one number: 1 is all, and no false ones.", "higher", True
-    ),
-    "lesion_precision": Metric("Lesion precision", "", "Share of the drawn lesions that are true ones.", "higher"),
-    "lesion_recall": Metric("Lesion sensitivity", "", "Share of the true lesions that were found.", "higher"),
-    "lesion_sensitivity": Metric("Lesion sensitivity", "", "Share of the true lesions that were found.", "higher"),
-    "panoptic_quality": Metric(
-        "Panoptic quality", "", "Finding lesions and outlining them well, in one number.", "higher"
-    ),
     "prediction_ml": Metric("Drawn volume", "ml", "Volume that the network drew.", "", False, 2),
     "reference_ml": Metric("True volume", "ml", "Volume in the reference.", "", False, 2),
+    "prediction_lesions": Metric("Drawn lesions", "", "How many there are.", "", False, 0),
+    "reference_lesions": Metric("True lesions", "", "How many there are.", "", False, 0),
+    "matched_lesions": Metric("Lesions found", "", "How many of the true ones.", "", False, 0),
     "auc": Metric(
         "AUC",
         "",
@@ -69,6 +74,8 @@ METRICS: dict[str, Metric] = {
         "Average precision", "", "Share of right alarms, averaged over all thresholds.", "higher", True
     ),
     "accuracy": Metric("Accuracy", "", "Share of the cases whose most probable class is the true one.", "higher", True),
+    "sensitivity": Metric("Sensitivity", "", "Share of the cases of the class that are called so.", "higher", True),
+    "specificity": Metric("Specificity", "", "Share of the other cases that are not called so.", "higher", True),
     "sensitivity_at_95_specificity": Metric(
         "Sensitivity at 95 % specificity",
         "",
@@ -87,8 +94,6 @@ METRICS: dict[str, Metric] = {
         True,
     ),
 }
-METRICS["average_precision_score"] = METRICS["ap"] = METRICS["average_precision"]
-METRICS["expected_calibration_error"] = METRICS["ece"] = METRICS["calibration_error"]
 
 _UNITS = {"_mm": "mm", "_ml": "ml"}
 

@@ -30,7 +30,7 @@ async function createView(Niivue, canvas, sliceType, more) {
 async function open() {
   const Niivue = await importNiivue();
   const planes = await createView(Niivue, "planes", PLANES, {
-    multiplanarShowRender: 0, multiplanarLayout: 3, isRadiologicalConvention: true, crosshairWidth: 0.6,
+    multiplanarShowRender: 0, multiplanarLayout: 3, isRadiologicalConvention: true, sagittalNoseLeft: true, crosshairWidth: 0.2,
     crosshairColor: [1, 0.85, 0.3, 0.8], tileMargin: 4, fontMinPx: 14,
   });
   const solid = await createView(Niivue, "solid", SOLID, { show3Dcrosshair: false, crosshairWidth: 0, isOrientationTextVisible: true });
