@@ -28,6 +28,7 @@ _MODULES = {
     "predict": "predict",
     "evaluate": "evaluate",
     "report": "report",
+    "compare": "compare",
     "export": "export",
     "tasks": "tasks",
     "models": "inspect",
