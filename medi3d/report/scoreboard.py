@@ -70,10 +70,15 @@ def lead_sentence(scores: Scores, *, held_out: bool) -> str:
 
 
 def headline(scores: Scores) -> tuple[str, Interval]:
-    """Return what the headline is about, and its value: of the mean over all labels, where there is one."""
-    means = [name for name in scores.scores if name.startswith("all ")]
-    name = means[0] if means else next(iter(scores.scores))
+    """Return what the headline is about, and its value."""
+    name = headline_name(scores.scores)
     return name, scores.scores[name].get(HEADLINE[scores.kind], Interval(None, None, None, scores.cases))
+
+
+def headline_name(scores: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Return what a page begins with: the mean over all labels or classes, where there is one."""
+    means = [name for name in scores if name.startswith("all ")]
+    return means[0] if means else next(iter(scores))
 
 
 def metric_table(scores: Scores, metrics: Sequence[str]) -> dict[str, Any]:
