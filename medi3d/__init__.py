@@ -12,6 +12,8 @@ from medi3d.errors import Medi3dError
 
 if TYPE_CHECKING:
     from medi3d.config import load_task
+    from medi3d.infer.call import predict
+    from medi3d.infer.predictor import Predictor
     from medi3d.inflation import inflate
     from medi3d.models import create_encoder, create_model
     from medi3d.volume import LabelMap, Volume
@@ -19,21 +21,25 @@ if TYPE_CHECKING:
 __all__ = [
     "LabelMap",
     "Medi3dError",
+    "Predictor",
     "Volume",
     "__version__",
     "create_encoder",
     "create_model",
     "inflate",
     "load_task",
+    "predict",
 ]
 
 _HOMES = {
     "LabelMap": "volume",
+    "Predictor": "infer.predictor",
     "Volume": "volume",
     "create_encoder": "models",
     "create_model": "models",
     "inflate": "inflation",
     "load_task": "config",
+    "predict": "infer.call",
 }
 
 

@@ -11,12 +11,14 @@ import medi3d
 PUBLIC = [
     "LabelMap",
     "Medi3dError",
+    "Predictor",
     "Volume",
     "__version__",
     "create_encoder",
     "create_model",
     "inflate",
     "load_task",
+    "predict",
 ]
 
 
@@ -37,6 +39,8 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
         ("inflate", {"init", "depth_padding"}),
         ("create_encoder", {"in_channels", "init", "weights", "input_scale", "stages", "stem_stride", "depth_padding"}),
         ("load_task", {"overrides"}),
+        ("predict", {"center_mm", "device"}),
+        ("Predictor", {"device", "checkpoint", "overrides"}),
     ],
 )
 def test_keyword_arguments_are_frozen(name: str, keywords: set[str]) -> None:

@@ -77,9 +77,9 @@ def _check_names(value: object) -> object:
     """Say which steps there are, and what the one that is meant takes."""
     if not isinstance(value, dict):
         return value
-    name = value.get("step")
+    name = str(value.get("step"))
     if name not in _STEPS:
-        raise ValueError(f"name a step, as in {{step: fill_holes}}; {unknown_name_message('step', str(name), _STEPS)}")
+        raise ValueError(f"name a step, as in {{step: fill_holes}}; {unknown_name_message('step', name, _STEPS)}")
     known = [field.name for field in fields(_STEPS[name])]
     unknown = next((str(key) for key in value if key not in known), None)
     if unknown is not None:

@@ -218,7 +218,8 @@ class Batch(Generic[C]):
     def __init__(
         self, predictor: Predictor, output: Path, source: Source[C], options: BatchOptions, journal: Journal
     ) -> None:
-        self._task, self._output, self._source = predictor.task, output, source
+        self._task, self._output = predictor.task, output
+        self._source: Source[C] = source
         self._options, self._journal = options, journal
         self._classes: dict[str, list[float]] = {}
         segmentation = self._task.kind == "segmentation"
@@ -337,7 +338,7 @@ class Batch(Generic[C]):
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def _write_table(self) -> None:
-        names = self._task.data.classes
+        names: tuple[str, ...] = self._task.data.classes
         path = self._output / "predictions.csv"
         with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)

@@ -150,7 +150,8 @@ def _nearest_label(array: Array, spacing_mm: FloatTriple) -> Array:
 
     labels = [value for value in np.unique(array).tolist() if value]
     distances = [distance_transform_edt(array != value, spacing_mm) for value in labels]
-    return np.asarray(labels, array.dtype)[np.argmin(distances, axis=0)]
+    nearest: Array = np.asarray(labels, array.dtype)[np.argmin(distances, axis=0)]
+    return nearest
 
 
 def _pieces_beside(pieces: Array, mask: Array) -> Array:

@@ -15,6 +15,7 @@ from medi3d.io.files import (
     write_volume,
 )
 from medi3d.io.itk import from_sitk, to_sitk
+from medi3d.io.nibabel_image import from_nibabel, to_nibabel
 from medi3d.io.prepared import PreparedCase, PreparedStore, write_case
 from medi3d.io.record import Record
 
@@ -23,12 +24,14 @@ __all__ = [
     "PreparedStore",
     "Record",
     "case_name",
+    "from_nibabel",
     "from_sitk",
     "image_files",
     "read_header",
     "read_label_map",
     "read_volume",
     "source_files",
+    "to_nibabel",
     "to_sitk",
     "write_case",
     "write_label_map",

@@ -297,7 +297,8 @@ def test_preprocess_train_predict_evaluate_as_they_stand(
     answer = medi3d("predict", run, "--input", images, "--output", "predicted", "--device", "cpu")
     assert answer.code == 0, answer
     assert "6 predicted: predicted" in answer.out
-    assert sorted(path.name for path in (tmp_path / "predicted").iterdir()) == [f"case_{n}.nii.gz" for n in range(6)]
+    written = sorted(path.name for path in (tmp_path / "predicted").glob("*.nii.gz"))
+    assert written == [f"case_{n}.nii.gz" for n in range(6)]
 
     labels = tmp_path / "data" / "raw" / "tiny_segmentation" / "labelsTr"
     answer = medi3d("evaluate", "--task", task, "--predictions", "predicted", "--references", labels)
@@ -348,7 +349,7 @@ def test_a_bad_input_of_prediction_is_named_and_the_exit_code_is_1(
     assert "1 predicted" in answer.out
     assert answer.err.strip().startswith("half: ")
     assert answer.err.strip().count("\n") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["good.nii.gz"]
     assert_one_line(medi3d("predict", "runs/none", "--input", "in", "--output", "o"), 1, "runs/none: no run here")
     broken = RunFolder(run).best
     broken.write_bytes(broken.read_bytes()[:5000])
