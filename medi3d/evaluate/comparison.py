@@ -225,8 +225,7 @@ def _add_delong(
 
 
 def _rank_differences(cases: list[str], first: FloatArray, second: FloatArray) -> dict[str, tuple[float, float]]:
-    # Rounded as tables are: cases that differ alike keep their order, whether the scores were read or just made.
-    order = np.argsort(-np.abs(first - second).round(5), kind="stable")
+    order = np.argsort(-np.abs(first - second), kind="stable")
     known = np.isfinite(first - second)
     return {cases[i]: (float(first[i]), float(second[i])) for i in order if known[i]}
 

@@ -81,9 +81,11 @@ def test_differences_are_paired_over_whole_patients(both: tuple[Evaluation, Eval
 def test_the_cases_that_differ_most_come_first(both: tuple[Evaluation, Evaluation]) -> None:
     found = compare_evaluations(*both, bootstrap=20)
     means = [(dice_of(e, "solid") + dice_of(e, "subsolid")) / 2 for e in both]
-    order = sorted(range(8), key=lambda i: -abs(means[0][i] - means[1][i]))
-    assert list(found.differing) == [CASES[i] for i in order]
-    assert found.differing[CASES[order[0]]] == pytest.approx((means[0][order[0]], means[1][order[0]]))
+    expected = {case: pair for case, *pair in zip(CASES, *means, strict=True)}
+    assert found.differing == {case: pytest.approx(tuple(pair)) for case, pair in expected.items()}
+    gaps = [abs(a - b) for a, b in found.differing.values()]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > gaps[-1]
     assert found.value == "Dice, all labels"
 
 
@@ -104,7 +106,7 @@ def test_what_was_written_compares_like_what_was_made(both: tuple[Evaluation, Ev
     assert written["scores"]["solid"]["dice"]["difference"]["value"] == pytest.approx(
         made.scores["solid"]["dice"].difference.value, rel=1e-4
     )
-    assert list(written["differing"]) == list(made.differing)
+    assert written["differing"] == {case: pytest.approx(pair, rel=1e-4) for case, pair in made.differing.items()}
 
 
 def test_cases_of_one_side_are_named_and_left_out(both: tuple[Evaluation, Evaluation]) -> None:
