@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from medi3d import io
 from medi3d.cli.evaluate import evaluate
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, Medi3dError
 from medi3d.volume import LabelMap
 
 AFFINE = np.diag([2.5, 1.0, 0.5, 1.0])
@@ -190,3 +191,76 @@ def test_a_class_that_cannot_be_scored_fails_the_call(nodules: tuple[Path, Path,
     result = run("--predictions", predictions, "--references", raw, "--task", task)
     assert result.exit_code == 1
     assert "holds no probabilities that sum to 1" in result.output
+
+
+# --- two against each other
+
+
+@pytest.fixture
+def rivals(folders: tuple[Path, Path]) -> tuple[Path, Path, Path]:
+    """Two folders of predictions, the second perfect, and the references."""
+    first, references = folders
+    for case in ("one", "two"):
+        write(first.parent / "q" / f"{case}.nii.gz", start=2)
+    return first, first.parent / "q", references
+
+
+def test_two_folders_of_predictions_are_scored_and_compared(rivals: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    first, second, references = rivals
+    result = run(
+        "--compare", first, second, "--references", references, "--output", tmp_path / "out", "--bootstrap", 50
+    )
+    assert result.exit_code == 0, result.output
+    for text in (f"A: {first}", f"B: {second}", "-0.250", "Cases that differ most", "2 cases; p: signed-rank"):
+        assert text in " ".join(result.output.split())
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    dice = written["scores"]["label 1"]["dice"]
+    assert (dice["first"], dice["second"], dice["difference"]["value"]) == pytest.approx((0.75, 1.0, -0.25))
+    assert (first / "evaluation" / "summary.json").is_file()
+
+
+def test_evaluations_that_are_there_are_compared_without_references(rivals: tuple[Path, Path, Path]) -> None:
+    first, second, references = rivals
+    for folder in (first, second):
+        assert run("--predictions", folder, "--references", references).exit_code == 0
+    shutil.move(second / "evaluation", second / "out_of_fold" / "evaluation" / "labels")
+    for a in (first, first / "evaluation"):
+        result = run("--compare", a, second, "--bootstrap", 50)
+        assert result.exit_code == 0, result.output
+        assert "-0.250" in result.output
+
+
+def test_label_maps_and_classes_are_compared_in_one_call(nodules: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    predictions, raw, task = nodules
+    shutil.copytree(predictions, tmp_path / "q")
+    (tmp_path / "q" / "predictions.csv").write_text("case_id,benign,malignant\none,0.2,0.8\ntwo,0.3,0.7\n")
+    arguments = ("--references", raw, "--task", task, "--bootstrap", 50, "--output", tmp_path / "out")
+    result = run("--compare", predictions, tmp_path / "q", *arguments)
+    assert result.exit_code == 0, result.output
+    classes = json.loads((tmp_path / "out" / "classes" / "comparison.json").read_text())
+    assert classes["scores"]["malignant"]["auc"]["difference"]["value"] == 1.0
+    assert classes["differing"]["one"] == pytest.approx([0.9, 0.2])
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["kind"] == "segmentation"
+
+
+def test_a_comparison_or_scores_that_cannot_be_are_refused(rivals: tuple[Path, Path, Path]) -> None:
+    first, second, references = rivals
+    refused = [
+        (("--compare", first, second), "no evaluation in it .*; give --references, and --task, to score"),
+        (("--compare", first, second, "--predictions", first), "leave out --predictions"),
+        (("--predictions", first), "give --predictions and --references, or two folders to --compare"),
+        (("--predictions", first, "--references", references, "--surface", "faces"), "--surface: .*'elements'"),
+        (("--predictions", first, "--references", references, "--tolerance-mm", "-1"), "--tolerance-mm: .* Got: -1"),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(Medi3dError, match=message):
+            raise run(*arguments).exception or AssertionError(arguments)
+
+
+def test_what_a_surface_and_a_lesion_are_can_be_told(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    arguments = ("--predictions", predictions, "--references", references, "--surface", "voxels", "--lesion-iou", "0.7")
+    assert run(*arguments, "--jobs", "1").exit_code == 0
+    summary = json.loads((predictions / "evaluation" / "summary.json").read_text())
+    assert (summary["settings"]["surface"], summary["settings"]["lesion_iou"]) == ("voxels", 0.7)
+    assert summary["scores"]["label 1"]["lesion_f1"]["value"] == 0  # its IoU is 3/5
