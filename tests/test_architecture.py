@@ -15,10 +15,11 @@ LAYERS = {
     **dict.fromkeys(("errors", "types", "registry", "seal", "volume", "config", "_version", "configs"), 0),
     **dict.fromkeys(("inflation", "io", "preprocess"), 1),
     **dict.fromkeys(("data", "models"), 2),
-    **dict.fromkeys(("train", "infer", "planning", "runs"), 3),
+    **dict.fromkeys(("train", "infer", "planning", "runs", "monai"), 3),
     **dict.fromkeys(("evaluate", "report", "export"), 4),
-    "cli": 5,
-    "__main__": 6,
+    "study": 5,
+    "cli": 6,
+    "__main__": 7,
 }
 """Room → layer. A room imports rooms of lower layers, and of its own layer those in :data:`SAME_LAYER`."""
 

@@ -141,7 +141,7 @@ def _find_store(runs: Sequence[RunFolder], given: Path | None) -> PreparedStore 
 def _predict_and_score(
     runs: Sequence[RunFolder], store: PreparedStore | None, overrides: Overrides, place: Path
 ) -> dict[str, Path]:
-    from medi3d.cli.out_of_fold import score_held_out
+    from medi3d.study.out_of_fold import score_held_out
 
     name = ", ".join(str(run.path) for run in runs)
     if store is None:

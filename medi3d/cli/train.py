@@ -139,7 +139,7 @@ def _print_scores(folds: Any, raw: Path, device: str) -> None:
     from rich.progress import Progress
 
     from medi3d.cli.score_tables import print_result
-    from medi3d.cli.out_of_fold import score_out_of_fold
+    from medi3d.study.out_of_fold import score_out_of_fold
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("out of fold", total=None)

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 TEMPORARY_PREFIX = ".tmp-"
 
 
+class LockedError(InputError):
+    """Another process is at work in a folder."""
+
+
 def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
 
@@ -140,7 +144,7 @@ def lock(folder: Path, *, way_out: str = "give another --output") -> Iterator[bo
         Whether there is a lock: not every network disk knows locks, which is logged.
 
     Raises:
-        InputError: another process holds the lock; the message names it.
+        LockedError: another process holds the lock; the message names it.
     """
     with name_the_disk(folder):
         file = (folder / ".lock").open("a+", encoding="utf-8")
@@ -166,7 +170,7 @@ def _take_lock(file: TextIO, folder: Path, way_out: str) -> bool:
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "just started"
-        raise InputError(
+        raise LockedError(
             f"{folder}: another run is writing here ({holder}); wait until it has ended, or {way_out}"
         ) from None
     except (ImportError, OSError) as error:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from medi3d import io
 from medi3d.cli import main as main_module
-from medi3d.cli.out_of_fold import score_out_of_fold
+from medi3d.study.out_of_fold import score_out_of_fold
 from medi3d.cli.train_options import parse_sizes
 from medi3d.cli.train_progress import TrainProgress, describe_event, print_folds
 from medi3d.config import load_task

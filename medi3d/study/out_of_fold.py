@@ -81,14 +81,15 @@ def score_out_of_fold(folds: FoldsFolder, *, raw: Path, device: str, on_case: On
 
 
 def score_held_out(
-    runs: Sequence[RunFolder], *, prepared: Path, raw: Path, output: Path, device: str, on_case: OnCase
+    runs: Sequence[RunFolder], *, prepared: Path, raw: Path | None, output: Path, device: str, on_case: OnCase
 ) -> OutOfFold:
     """Predict every case that runs of one task held out, each by the runs that did, score them, and write both.
 
     Args:
         runs: finished runs.
         prepared: the prepared store.
-        raw: folder of the raw data; where it does not exist, the cases are scored on the prepared grid.
+        raw: folder of the raw data; where it does not exist, the cases are scored on the prepared grid, as they are
+            with ``None``.
         output: folder of the predictions; the scores go to ``evaluation/labels`` and ``evaluation/classes`` in it.
         device: to predict on.
         on_case: called before each case.
@@ -99,7 +100,7 @@ def score_held_out(
     held_out = {case_id for run in runs for case_id in run.load_split().validation}
     cases = [case for case in PreparedStore(prepared).cases() if case.case_id in held_out]
     predictor = Predictor([run.path for run in runs], device=device, checkpoint=CHECKPOINT)
-    if raw.exists():
+    if raw is not None and raw.exists():
         result = _score_raw(predictor, _find_raw(raw, predictor.task, held_out), cases, output, on_case)
     else:
         result = _score_prepared(predictor, cases, output, on_case, raw)
@@ -125,14 +126,13 @@ def _score_raw(
 
 
 def _score_prepared(
-    predictor: Predictor, prepared: list[PreparedCase], output: Path, on_case: OnCase, raw: Path
+    predictor: Predictor, prepared: list[PreparedCase], output: Path, on_case: OnCase, raw: Path | None
 ) -> OutOfFold:
     predicted = predict_prepared_cases(
         predictor, prepared, output, options=BatchOptions(out_of_fold=True), on_case=on_case
     )
-    note = (
-        f"scored on the prepared grid, not the scanner's own: there is no raw data in {raw}; --data says where it lies"
-    )
+    absent = f"scored on the prepared grid, not the scanner's own: there is no raw data in {raw}; --data says where"
+    notes = () if raw is None else (f"{absent} it lies",)
     with TemporaryDirectory() as folder:
         references: dict[str, Path] = {}
         for case in prepared:
@@ -141,7 +141,7 @@ def _score_prepared(
                 references[case.case_id] = Path(folder) / f"{case.case_id}.nii.gz"
                 label = LabelMap(np.asarray(stored[:]), case.record.prepared.affine)
                 write_label_map(label, references[case.case_id])
-        return OutOfFold(_score(predictor.task, predicted, references, prepared), predicted, "prepared", (note,))
+        return OutOfFold(_score(predictor.task, predicted, references, prepared), predicted, "prepared", notes)
 
 
 def _score(
