@@ -18,16 +18,19 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
-def make_plans(spacing: float) -> PlansManager:
-    """Return what preprocessing and export read of a plan, as the default planner writes it."""
+def make_plans(
+    spacing: float | list[float], *, patch_size: list[int] | None = None, normalization: str = "ZScoreNormalization"
+) -> PlansManager:
+    """Return what preprocessing, prediction and export read of a plan, as the default planner writes it."""
     resampling: dict[str, object] = {}
     for name, order, is_seg in (("data", 3, False), ("seg", 1, True), ("probabilities", 1, False)):
         resampling[f"resampling_fn_{name}"] = "resample_data_or_seg_to_shape"
         options = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
         resampling[f"resampling_fn_{name}_kwargs"] = options
     configuration = {
-        "spacing": [spacing] * 3,
-        "normalization_schemes": ["ZScoreNormalization"],
+        "spacing": [spacing] * 3 if isinstance(spacing, float) else list(spacing),
+        "normalization_schemes": [normalization],
+        "patch_size": patch_size,
         "use_mask_for_norm": [False],
         "architecture": {},
         **resampling,
