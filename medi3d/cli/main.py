@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -26,10 +27,12 @@ _MODULES = {
     "plan": "plan",
     "train": "train",
     "predict": "predict",
+    "postprocess": "postprocess",
     "evaluate": "evaluate",
     "report": "report",
     "compare": "compare",
     "export": "export",
+    "benchmark": "benchmark",
     "tasks": "tasks",
     "models": "inspect",
     "inspect": "inspect",
@@ -56,7 +59,11 @@ class _Commands(TyperGroup):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         function = getattr(import_module(f"medi3d.cli.{_MODULES[cmd_name]}"), cmd_name)
         single.command(cmd_name, cls=SpacingCommand)(function)
-        return get_command(single)
+        command = get_command(single)
+        for entry in (command, *command.params):
+            if getattr(entry, "help", None):  # arguments of click itself have none
+                entry.help = escape(entry.help)
+        return command
 
 
 app = typer.Typer(

@@ -343,9 +343,9 @@ class Batch(Generic[C]):
         with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(("case_id", *names, "predicted"))
-            for case_id, values in self._classes.items():
-                best = names[int(np.argmax(values))]
-                writer.writerow((case_id, *(round(value, 6) for value in values), best))
+            for case_id in self._classes:
+                row = np.asarray(self._classes[case_id])
+                writer.writerow([case_id, *row.round(6).tolist(), names[int(row.argmax())]])
 
 
 def _describe(error: Exception, case_id: str) -> str:

@@ -88,7 +88,7 @@ class RunFolder:
         atomic.write_bytes(self.split_file, json.dumps({"fold": fold, **asdict(split)}, indent=1).encode())
         environment.write_environment(self.environment_file, seed=task.train.seed, prepared=prepared)
         atomic.write_bytes(self.fingerprint_file, json.dumps(PreparedStore(prepared).fingerprint, indent=1).encode())
-        atomic.write_bytes(self.config_file, yaml.safe_dump(dump_task(task), sort_keys=False).encode())
+        self.write_config(task)
         atomic.sync_folder(self.path)
 
     def resume(self, prepared: Path, *, write: bool = True) -> State | None:
@@ -112,6 +112,10 @@ class RunFolder:
             self._metrics.trim(step)
             environment.add_resumption(self.environment_file, step=step, prepared=prepared)
         return state
+
+    def write_config(self, task: TaskConfig) -> None:
+        """Write the resolved configuration, whole or not at all."""
+        atomic.write_bytes(self.config_file, yaml.safe_dump(dump_task(task), sort_keys=False).encode())
 
     def load_config(self) -> TaskConfig:
         """Read the run's resolved configuration.
