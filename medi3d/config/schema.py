@@ -123,8 +123,10 @@ class ModelConfig:
     ``None``: planned."""
     stages: PositiveInt | None = None
     """Number of encoder stages used, finest first. ``None``: planned."""
+    decoder: str = "unet"
+    """``unet``, ``unetpp``, ``fpn``, or one of MONAI's blocks, ``monai/basic_unet`` or ``monai/unetr``."""
     decoder_channels: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96)
-    """Channels of the U-Net's decoder from fine to coarse; one entry a level is used."""
+    """Channels of the decoder from fine to coarse; one entry a level is used."""
     dropout: Fraction = 0.0
     drop_path: Fraction = 0.0
     """Stochastic depth of the backbone (Huang et al. 2016), where timm's network has it."""

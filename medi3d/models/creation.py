@@ -16,6 +16,7 @@ from medi3d.models.encoder import Encoder, inflate_backbone
 from medi3d.models.inits import DEFAULT_INIT, Init, parse_init
 from medi3d.models.matching import match_tensors
 from medi3d.models.recipe import EncoderRecipe
+from medi3d.models.shared import WEIGHTS_FILE, find_folder, is_hub_id, is_shared, read_card, read_recipe, set_scaling
 from medi3d.models.stem import InputScale
 from medi3d.models.volumetric.encoder import create_volumetric_encoder
 from medi3d.models.volumetric.networks import NETWORKS_3D
@@ -46,12 +47,13 @@ def create_encoder(
     Args:
         name: of the backbone, as ``medi3d models`` lists it: ``"tf_efficientnet_lite0"`` of timm's,
             ``"torchvision/resnet18"`` of torchvision's, ``"astra"`` or ``"medicalnet:resnet50"`` of the 3D ones, which
-            may name the file of their weights, ``"medicalnet:resnet50@resnet_50.pth"``.
+            may name the file of their weights, ``"medicalnet:resnet50@resnet_50.pth"``; or an exported encoder, a
+            folder or ``user/name`` on the Hugging Face hub, whose card says all the rest.
         in_channels: channels of the volumes. Three are taken as RGB; of any other number each gets an equal share of
             the grey response, so that equal channels answer as the 2D network on the RGB copy.
         init: ``imagenet-inflated`` (I3D's mean), ``imagenet-center``, ``imagenet-overshoot``, ``random``, the path
-            of a medi3d checkpoint whose encoder is taken, or a 3D network's name as above. ``None`` takes what goes
-            with the name: ``imagenet-inflated``, or the 3D network's own weights.
+            of a medi3d checkpoint whose encoder is taken, an exported encoder, or a 3D network's name as above.
+            ``None`` takes what goes with the name: ``imagenet-inflated``, or the 3D network's own weights.
         weights: a file with the backbone's 2D weights; else an installed weights package, else the library's hub or
             its cache.
         input_scale: ``"unit"`` for intensities in [0, 1] (CT windows), ``"zscore"`` for zero mean, unit deviation
@@ -79,13 +81,8 @@ def create_encoder(
         >>> [tuple(f.shape) for f in encoder(torch.zeros(1, 1, 16, 32, 32))]
         [(1, 16, 8, 16, 16), (1, 24, 4, 8, 8)]
     """
-    network, _, file = name.partition("@")
-    is_volumetric = network in NETWORKS_3D
-    if file and (init is not None or not is_volumetric):
-        raise ConfigError(f"{name!r}: a file after @ goes with a 3D network's name alone; give --init instead")
-    start = parse_init(init if init is not None else name if is_volumetric else DEFAULT_INIT)
     recipe = EncoderRecipe(
-        network,
+        name.partition("@")[0],
         (input_scale,) * in_channels if isinstance(input_scale, str) else tuple(input_scale),
         stages=stages,
         stem_stride=stem_stride,
@@ -94,11 +91,39 @@ def create_encoder(
         plan=resolve_plan(plan),
         drop_path=drop_path,
     )
+    if is_shared(name):
+        if recipe != EncoderRecipe(recipe.name) or init is not None or weights is not None:
+            raise ConfigError(
+                f"{name} is an exported encoder, and its card says all the rest: give no other option; to start "
+                "another encoder or a run from it, give it as init"
+            )
+        return _create_shared(name)
+    network, _, file = name.partition("@")
+    is_volumetric = network in NETWORKS_3D
+    if file and (init is not None or not is_volumetric):
+        raise ConfigError(f"{name!r}: a file after @ goes with a 3D network's name alone; give --init instead")
+    start = parse_init(init if init is not None else name if is_volumetric else DEFAULT_INIT)
     encoder = _build(recipe, start, weights, allow_partial)
     if start.file is not None and start.network is None:
-        load_encoder_state(encoder, start.file, allow_partial=allow_partial)
+        path = find_folder(str(start.file)) / WEIGHTS_FILE if _is_shared_init(start.file) else start.file
+        load_encoder_state(encoder, path, allow_partial=allow_partial)
     if encoder.report is not None:
         logger.info("%s", encoder.report)
+    encoder.recipe = recipe
+    return encoder
+
+
+def _is_shared_init(file: Path) -> bool:
+    return file.is_dir() or is_hub_id(str(file))
+
+
+def _create_shared(name: str) -> Encoder:
+    folder = find_folder(name)
+    card = read_card(folder)
+    recipe = read_recipe(card, folder)
+    encoder = _build(recipe, Init(), None, allow_partial=False)
+    load_encoder_state(encoder, folder / WEIGHTS_FILE)
+    set_scaling(encoder, card, folder)
     encoder.recipe = recipe
     return encoder
 
@@ -109,8 +134,8 @@ def _build(recipe: EncoderRecipe, start: Init, weights: PathLike | None, allow_p
     if name in NETWORKS_3D:
         if start.profile is not None or weights is not None or start.network not in (None, name):
             raise ConfigError(
-                f"{name} is a network in 3D, which 2D weights and those of other networks do not fit: init takes {name}, "
-                f"{name}@FILE, random, or a checkpoint"
+                f"{name} is a network in 3D, which 2D weights and those of other networks do not fit: init takes "
+                f"{name}, {name}@FILE, random, or a checkpoint"
             )
         return create_volumetric_encoder(
             recipe, pretrained=start.network is not None, file=start.file, allow_partial=allow_partial

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+import httpx
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from medi3d.errors import WeightsError
@@ -25,6 +26,30 @@ def fetch_file(repository: str, file: str, *, revision: str | None = None) -> Pa
         return Path(hf_hub_download(repository, file, revision=revision))
     except LocalEntryNotFoundError:
         reason = "the hub cannot be reached, and its cache does not hold it"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
+        reason = _first_line(error)
     raise WeightsError(f"{repository} on the hub: no {file} to be had ({reason})")
+
+
+def push_folder(folder: Path, repository: str, *, private: bool) -> str:
+    """Put the files of a folder into a repository on the hub, which is created if need be.
+
+    Returns:
+        The commit.
+
+    Raises:
+        WeightsError: the hub cannot be reached, or refuses.
+    """
+    hub = HfApi()
+    try:
+        name = hub.create_repo(repository, private=private, exist_ok=True).repo_id
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Encoder of medi3d").oid)
+    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
+        raise WeightsError(
+            f"{repository} on the hub: {folder} could not be put there ({_first_line(error)}); `hf auth login` signs in"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

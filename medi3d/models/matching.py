@@ -138,7 +138,8 @@ def match_tensors(
         rows.append(row)
         if row.fate == "mapped" and row.target is not None:
             found[row.target] = tensor.to(target[row.target].dtype).reshape(target[row.target].shape)
-    rows += [_missing(name, tensor) for name, tensor in target.items() if name not in found]
+    placed = {row.target for row in rows}
+    rows += [_missing(name, tensor) for name, tensor in target.items() if name not in placed]
     report = MatchReport(where, tuple(rows))
     _check(report, bool(found), allow_partial)
     return found, report

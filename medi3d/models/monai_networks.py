@@ -6,16 +6,14 @@ MONAI is imported when one of its networks is made: that takes as long as torch 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError
-from medi3d.models.outputs import Outputs
+from medi3d.models.padding import Padded
 from medi3d.types import FloatTriple, IntTriple
 
 if TYPE_CHECKING:
@@ -23,30 +21,6 @@ if TYPE_CHECKING:
 
 _SMALLEST_EDGE = 4
 _WIDEST = 320
-
-
-class Padded(nn.Module):
-    """A network that takes multiples of its strides, for volumes of any size: they are padded at their ends.
-
-    Args:
-        network: takes ``(B, C, D, H, W)`` that are multiples of ``strides``, and gives logits or a list of them.
-        strides: ``(D, H, W)``, of its coarsest map.
-    """
-
-    def __init__(self, network: nn.Module, strides: IntTriple) -> None:
-        super().__init__()
-        self.network = network
-        self.strides = strides
-
-    def forward(self, x: Tensor) -> Tensor | Outputs:
-        """Volume of any size → logits of that size; in training, of the supervised coarser levels as well."""
-        size = x.shape[2:]
-        depth, height, width = (-n % stride for n, stride in zip(size, self.strides, strict=True))
-        padded = F.pad(x, (0, width, 0, height, 0, depth), mode="replicate") if depth + height + width else x
-        given: Tensor | list[Tensor] = self.network(padded)
-        if isinstance(given, Tensor):
-            return _crop(given, size)
-        return Outputs(tuple(_crop(logits, _scale(size, padded.shape[2:], logits.shape[2:])) for logits in given))
 
 
 class SupervisedDynUNet(nn.Module):
@@ -163,12 +137,3 @@ def _refuse(task: TaskConfig, *, deep_supervision: bool = False) -> None:
     for problem, is_there in problems.items():
         if is_there:
             raise ConfigError(f"model.network {name}: {problem}")
-
-
-def _crop(logits: Tensor, size: Sequence[int]) -> Tensor:
-    return logits[:, :, : size[0], : size[1], : size[2]]
-
-
-def _scale(size: Sequence[int], padded: Sequence[int], coarse: Sequence[int]) -> list[int]:
-    """Return the size of a coarse map without what padding added."""
-    return [-(-n * small // large) for n, large, small in zip(size, padded, coarse, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medi3d.inflation import DepthPadding, DepthPlan
 from medi3d.models.backbone import SliceSize
@@ -29,5 +29,5 @@ class EncoderRecipe:
     stem_stride: int | None = None
     image_size: SliceSize | None = None
     depth_padding: DepthPadding = "replicate"
-    plan: DepthPlan = DepthPlan()
+    plan: DepthPlan = field(default_factory=DepthPlan)
     drop_path: float = 0.0

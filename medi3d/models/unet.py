@@ -1,6 +1,7 @@
-"""A U-Net whose encoder is an inflated backbone.
+"""Decoders of U-Nets.
 
-After Ronneberger et al. 2015, arXiv:1505.04597, and in 3D Çiçek et al. 2016, arXiv:1606.06650.
+After Ronneberger et al. 2015, arXiv:1505.04597, in 3D Çiçek et al. 2016, arXiv:1606.06650; nested ones after Zhou et
+al. 2018 (U-Net++, arXiv:1807.10165).
 
 Feature maps are enlarged to the size of the next finer one, whatever that is, so sizes need not be
 multiples of the strides.
@@ -8,18 +9,15 @@ multiples of the strides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from medi3d.errors import ConfigError
 from medi3d.models.blocks import ConvBlock, PointConv
-from medi3d.models.classifier import create_class_head, pool_features
-from medi3d.models.encoder import Encoder
-from medi3d.models.outputs import Outputs
+from medi3d.models.pyramid import Pyramid, size_at
 
 
 class UpBlock(nn.Module):
@@ -38,97 +36,66 @@ class UpBlock(nn.Module):
         return joined
 
 
-class UNet(nn.Module):
-    """Segmentation network: encoder, decoder, one logit an output.
+class UNetDecoder(nn.ModuleDict):
+    """One block a level, from coarse to fine.
 
     Args:
-        encoder: gives the skips; the volume itself, scaled, is the skip at full resolution where the stem is strided.
-        num_classes: number of outputs: labels with the background, or regions.
-        decoder_channels: channels of the decoder at stride 1, 2, 4, …; the last entry serves coarser ones.
-        dropout: probability of dropping a channel before a head.
-        deep_supervision: number of coarser levels that give logits of their own in training (Lee et al. 2015,
-            arXiv:1409.5185).
-        num_target_classes: number of classes of a second head, on the encoder's pooled features; 0 has none.
-
-    Raises:
-        ConfigError: more supervised levels than the decoder has, or no entry of ``decoder_channels``.
+        pyramid: what it is built for.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        num_classes: int,
-        decoder_channels: tuple[int, ...],
-        dropout: float = 0.0,
-        deep_supervision: int = 0,
-        num_target_classes: int = 0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
+        width, skips = pyramid.widths, pyramid.skips
+        super().__init__(
+            {
+                str(fine): UpBlock(width[coarse], skips.get(fine, 0), width[fine])
+                for coarse, fine in pairwise(pyramid.levels)
+            }
+        )
+        self.pyramid = pyramid
+
+    def forward(self, maps: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Maps of the encoder by level → ``(B, widths[level], …)`` of the decoder by level."""
+        current = maps[self.pyramid.levels[0]]
+        decoded = {self.pyramid.levels[0]: current}
+        for level, block in self.items():
+            fine = int(level)
+            current = decoded[fine] = block(current, maps.get(fine), size_at(fine, maps, current))
+        return decoded
+
+
+class UNetPlusPlusDecoder(nn.ModuleDict):
+    """A U-Net on each of the first levels, nested: every block also sees all earlier ones of its level.
+
+    Block ``LEVEL_J`` is X^{i,j} of the paper, with LEVEL = 2^i.
+
+    Args:
+        pyramid: what it is built for.
+    """
+
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        if not decoder_channels:
-            raise ConfigError("model.decoder_channels: give at least one entry")
-        self.encoder = encoder
-        skips = dict(zip((max(stride) for stride in encoder.strides), encoder.channels, strict=True))
-        skips.setdefault(1, encoder.in_channels)
-        levels = [2**power for power in range(max(skips).bit_length())][::-1]  # coarse → fine
-        width = {level: decoder_channels[min(i, len(decoder_channels) - 1)] for i, level in enumerate(reversed(levels))}
-        width[levels[0]] = encoder.channels[-1]
-        self.blocks = nn.ModuleDict(
-            {str(fine): UpBlock(width[coarse], skips.get(fine, 0), width[fine]) for coarse, fine in pairwise(levels)}
-        )
-        self.head = _create_head(width[1], num_classes, dropout)
-        coarser = levels[-2:0:-1]  # fine → coarse, without the finest and the encoder's last
-        if deep_supervision > len(coarser):
-            raise ConfigError(
-                f"model.deep_supervision: the decoder has {len(coarser)} levels that are coarser than its output; got "
-                f"{deep_supervision}"
-            )
-        supervised = coarser[:deep_supervision]
-        self.coarse_heads = nn.ModuleDict(
-            {str(level): _create_head(width[level], num_classes, dropout) for level in supervised}
-        )
-        # Norms over the batch make nothing of the two or so volumes that segmentation has in one.
-        norm = nn.LayerNorm(sum(encoder.channels))
-        self.class_head = (
-            create_class_head(norm, sum(encoder.channels), num_target_classes, dropout) if num_target_classes else None
-        )
+        self.pyramid = pyramid
+        levels, skips, widths = pyramid.levels[::-1], pyramid.skips, pyramid.widths  # fine → coarse
+        for column in range(1, len(levels)):
+            for fine, coarse in pairwise(levels[: len(levels) - column + 1]):
+                below = skips.get(coarse, 0)
+                if column > 1:
+                    below = widths[coarse] if f"{coarse}_{column - 1}" in self else 0
+                if below:  # a level without a map of the encoder begins with what comes from below it
+                    before = skips.get(fine, 0) + widths[fine] * self._count(fine, column)
+                    self[f"{fine}_{column}"] = UpBlock(below, before, widths[fine])
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
-        """Volume ``(B, C, D, H, W)`` → logits ``(B, num_classes, D, H, W)``, and all that is supervised in training."""
-        features = self.encoder(x)
-        maps = self._decode(x, features)
-        logits: Tensor = self.head(maps["1"])
-        if not self.training or (not self.coarse_heads and self.class_head is None):
-            return logits
-        coarse = [head(maps[level]) for level, head in self.coarse_heads.items()]
-        return Outputs((logits, *coarse), self._classify(features) if self.class_head is not None else None)
+    def _count(self, level: int, column: int) -> int:
+        return sum(f"{level}_{earlier}" in self for earlier in range(1, column))
 
-    def classify(self, x: Tensor) -> Tensor:
-        """Volume ``(B, C, D, H, W)`` → logits ``(B, num_target_classes)`` of the second head."""
-        return self._classify(self.encoder(x))
-
-    def _classify(self, features: Sequence[Tensor]) -> Tensor:
-        assert self.class_head is not None, "a network without num_target_classes has no second head"
-        logits: Tensor = self.class_head(pool_features(features))
-        return logits
-
-    def _decode(self, x: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the decoder's map at each stride."""
-        skips = {str(max(stride)): feature for stride, feature in zip(self.encoder.strides, features, strict=True)}
-        skips.setdefault("1", self.encoder.scaling.scale(x))
-        current = features[-1]
-        maps = {str(max(self.encoder.strides[-1])): current}
-        for level, block in self.blocks.items():
-            skip = skips.get(level)
-            size = skip.shape[2:] if skip is not None else _size_at(int(level), x, current)
-            current = maps[level] = block(current, skip, size)
-        return maps
-
-
-def _create_head(channels: int, outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Dropout3d(dropout), PointConv(channels, outputs))
-
-
-def _size_at(level: int, volume: Tensor, coarser: Tensor) -> torch.Size:
-    """Return the size of a level without a skip; an axis that the coarser map kept finer stays so."""
-    return torch.Size(max(-(-n // level), own) for n, own in zip(volume.shape[2:], coarser.shape[2:], strict=True))
+    def forward(self, maps: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Maps of the encoder by level → the last ``(B, widths[level], …)`` of the decoder by level."""
+        nodes = {level: [feature] for level, feature in maps.items()}
+        for name, block in self.items():
+            fine = int(name.partition("_")[0])
+            before = nodes.setdefault(fine, [])
+            # The columns are computed from left to right, so the last map below is the one of the column before.
+            below = nodes[2 * fine][-1]
+            skip = torch.cat(before, dim=1) if before else None
+            before.append(block(below, skip, size_at(fine, maps, below)))
+        return {level: features[-1] for level, features in nodes.items()}

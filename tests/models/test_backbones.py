@@ -12,8 +12,8 @@ from medi3d.errors import ConfigError
 from medi3d.inflation import anisotropic
 from medi3d.models import create_encoder
 from medi3d.models.backbone import is_pyramid, run_for_shapes, spread_evenly
+from medi3d.models.segmentation import SegmentationNetwork
 from medi3d.models.stem import find_stems, fit_input, set_stem_stride
-from medi3d.models.unet import UNet
 from medi3d.models.zoo import create_backbone, create_network, list_backbones
 
 
@@ -172,7 +172,7 @@ def test_maps_of_one_stride_are_spread_over_the_blocks() -> None:
 def test_a_unet_on_a_plain_vit_follows_the_plan(plan: str, depth_strides: tuple[int, ...]) -> None:
     encoder = create_encoder("test_vit", init="random", plan=plan)
     assert encoder.strides == tuple((d, s, s) for d, s in zip(depth_strides, (4, 8, 16, 32), strict=True))
-    model = UNet(encoder, num_classes=2, decoder_channels=(4, 6, 8)).eval()
+    model = SegmentationNetwork(encoder, num_classes=2, decoder_channels=(4, 6, 8)).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 1, 5, 48, 33)).shape == (1, 2, 5, 48, 33)
 

@@ -14,8 +14,9 @@ from torch import nn
 from medi3d.config import TaskConfig, load_task
 from medi3d.errors import ConfigError
 from medi3d.models import create_model
-from medi3d.models.monai_networks import Padded, plan_levels
+from medi3d.models.monai_networks import plan_levels
 from medi3d.models.outputs import Outputs
+from medi3d.models.padding import Padded
 
 NETWORKS = ["monai/basic_unet", "monai/dynunet"]
 

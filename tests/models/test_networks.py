@@ -10,7 +10,7 @@ import torch
 from medi3d.config import TaskConfig, list_tasks, load_task
 from medi3d.models import Encoder, create_encoder, create_model
 from medi3d.models.classifier import Classifier
-from medi3d.models.unet import UNet
+from medi3d.models.segmentation import SegmentationNetwork
 
 
 @pytest.mark.parametrize("shape", [(8, 24, 16), (9, 17, 11), (1, 8, 13)])
@@ -27,14 +27,14 @@ def test_a_unet_answers_at_the_inputs_size(
     backbone: str, stem_stride: int | None, stages: int, shape: tuple[int, int, int]
 ) -> None:
     encoder = create_encoder(backbone, in_channels=2, init="random", stages=stages, stem_stride=stem_stride)
-    model = UNet(encoder, num_classes=3, decoder_channels=(4, 6, 8)).eval()
+    model = SegmentationNetwork(encoder, num_classes=3, decoder_channels=(4, 6, 8)).eval()
     with torch.inference_mode():
         assert model(torch.randn(2, 2, *shape)).shape == (2, 3, *shape)
 
 
 def test_every_parameter_of_a_unet_is_trained() -> None:
     encoder = create_encoder("tf_efficientnet_lite0", init="random", stages=3)
-    model = UNet(encoder, num_classes=2, decoder_channels=(4, 6, 8), dropout=0.1)
+    model = SegmentationNetwork(encoder, num_classes=2, decoder_channels=(4, 6, 8), dropout=0.1)
     model(torch.randn(2, 1, 9, 16, 12)).square().mean().backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not without
@@ -44,7 +44,7 @@ def test_the_skip_at_full_resolution_is_the_scaled_volume() -> None:
     """With a strided stem a fine detail can only come through that skip."""
     torch.manual_seed(0)
     encoder = create_encoder("tf_efficientnet_lite0", init="random", stages=1)
-    model = UNet(encoder, num_classes=1, decoder_channels=(4, 6)).eval()
+    model = SegmentationNetwork(encoder, num_classes=1, decoder_channels=(4, 6)).eval()
     assert model.blocks["1"].convs[0].conv.in_channels == 4 + 1
 
 

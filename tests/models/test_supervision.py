@@ -13,7 +13,7 @@ from medi3d.errors import ConfigError
 from medi3d.models import create_encoder, create_model
 from medi3d.models.classifier import pool_features
 from medi3d.models.outputs import Outputs
-from medi3d.models.unet import UNet
+from medi3d.models.segmentation import SegmentationNetwork
 from medi3d.train.losses import create_loss
 
 SHAPE = (9, 22, 14)
@@ -25,10 +25,10 @@ def make_task(data: dict[str, Any] | None = None, **model: Any) -> TaskConfig:
     return replace(task, data=replace(task.data, **(data or {})), model=replace(task.model, **model))
 
 
-def make_unet(**options: Any) -> UNet:
+def make_unet(**options: Any) -> SegmentationNetwork:
     torch.manual_seed(0)
     encoder = create_encoder("tf_efficientnet_lite0", init="random", stages=3)
-    return UNet(encoder, num_classes=3, decoder_channels=(4, 6, 8), **options)
+    return SegmentationNetwork(encoder, num_classes=3, decoder_channels=(4, 6, 8), **options)
 
 
 def test_coarser_logits_come_in_training_alone() -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.models import create_encoder, timm_backbones
-from medi3d.models.weights import known_weights_packages
-from medi3d.models.weights import find_imagenet_weights, read_weights_file
+from medi3d.models.weights import find_imagenet_weights, known_weights_packages, read_weights_file
 from medi3d.models.zoo import create_backbone, create_network
 
 NAME = "lcnet_035"  # small, and timm has no weights of it

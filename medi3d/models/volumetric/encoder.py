@@ -89,9 +89,9 @@ def _load(name: str, network: Network, file: Path | None, *, allow_partial: bool
         body = network.build()
     places = body.state_dict()
     found, report = match_tensors(tensors, places, where=where, rules=network.rules, allow_partial=allow_partial)
-    if report.count("missing"):
-        body = network.build()
     counters = {key: torch.zeros_like(place, device="cpu") for key, place in places.items() if place.ndim == 0}
+    if places.keys() - found.keys() - counters.keys():
+        body = network.build()
     body.load_state_dict({**counters, **found}, strict=False, assign=True)
     return body, report
 

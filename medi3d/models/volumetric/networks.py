@@ -52,8 +52,8 @@ class Network:
 NETWORKS_3D: Registry[Network] = Registry("3D network")
 """Name, as ``--backbone`` and, with ``@FILE`` or not, ``--init`` take it → network."""
 
-_CLASSIFIER = "the classifier's head"
-_HEADS = tuple((pattern, _CLASSIFIER) for pattern in (r"fc\.", r"classifier\.", r"logits\.", r"conv3d_0c_1x1\.")) + (
+_HEADS = (
+    (r"(fc|classifier|logits|conv3d_0c_1x1)\.", "the classifier's head"),
     (r"contrastive_head\.", "the head that compares image and text"),
     (r"conv_seg\.", "the head that segments"),
 )
