@@ -91,7 +91,7 @@ def _describe(name: str, found: HeldOut) -> ComparedRun:
     from medi3d.report.training_facts import training_seconds
 
     task = found.runs[0].load_config()
-    scores = {}
+    scores: dict[str, Mapping[str, Interval]] = {}
     for folder in found.evaluations.values():
         scores |= read_scores(folder).scores
     network = load_model(task, found.runs[0].checkpoint("last"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -48,7 +49,9 @@ _VARIABLES = {PAGE.ink: "currentColor", PAGE.faint: "var(--rule)"} | {
 }
 _MOST_POINTS = 400
 _UNUSED_IDS = re.compile(r' id="[\w.]+_\d+"')
-"""Ids of groups that nothing refers to; several charts on one page would repeat them."""
+"""Names of groups that nothing refers to."""
+
+_NAMES = re.compile(r'(id="|href="#|url\(#)')
 
 
 def draw_learning_curves(tables: Mapping[str, Path]) -> str:
@@ -244,6 +247,8 @@ def _to_svg(figure: Figure) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = _UNUSED_IDS.sub("", stream.getvalue())
+    # markers of the same shape have the same name in every chart; on a page a name stands once
+    text = _NAMES.sub(rf"\1c{zlib.crc32(text.encode()):08x}-", text)
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, variable)
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

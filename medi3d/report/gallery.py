@@ -63,7 +63,8 @@ def describe_gallery(
     """
     labels = task.data.labels
     code = packed_niivue() if with_viewer else ""
-    pictures, volumes = [], []
+    pictures: list[dict[str, str]] = []
+    volumes: list[dict[str, Any]] = []
     for case_id, why in choose_cases(scores, wanted).items():
         case = load_case(case_id)
         if case is None:

@@ -76,14 +76,14 @@ def draw_montage(case: CaseImages, labels: Mapping[int, str]) -> bytes:
     margin = 0.36 if has_labels else 0.06
     figure = Figure(figsize=(_WIDTH_INCHES, tall + small + 0.3 + margin), facecolor="black")
     height = figure.get_figheight()
-    upper, lower = figure.add_gridspec(
+    rows = figure.add_gridspec(
         2, 1, height_ratios=[tall, small], hspace=0.04, left=0.005, right=0.995, top=1 - 0.24 / height,
         bottom=margin / height,
     )  # fmt: skip
-    row = upper.subgridspec(1, 3, width_ratios=sizes[:, 1].tolist(), wspace=0.02)
+    row = rows[0].subgridspec(1, 3, width_ratios=sizes[:, 1].tolist(), wspace=0.02)
     for column, plane in enumerate(PLANES):
         _draw(figure.add_subplot(row[0, column]), replace(scene, center=place), heat, plane, labels)
-    strip = lower.subgridspec(1, _SLICES, wspace=0.02)
+    strip = rows[1].subgridspec(1, _SLICES, wspace=0.02)
     for column, depth in enumerate(_even_slices(scene)):
         axes = figure.add_subplot(strip[0, column])
         draw_plane(axes, replace(scene, center=(depth, *place[1:])), ("", PLANES[0][1], "", ""), labels)

@@ -67,14 +67,14 @@ def _facts(task: TaskConfig, runs: Sequence[RunFolder]) -> list[tuple[str, str]]
     rows = [
         ("runs", str(len(runs)) if len(runs) > 1 else ""),
         ("network", network),
-        ("start", model.init if model.network == "inflated" else "random"),
+        ("start", _text(model.init) if model.network == "inflated" else "random"),
         ("patch (D, H, W)", "" if train.patch_size is None else " × ".join(map(str, train.patch_size)) + " voxels"),
         ("voxel", _spacing(task)),
         ("steps", _text(train.steps)),
         ("patches a step", _text(train.batch_size)),
         ("optimiser", f"{train.optimizer}, learning rate {_text(train.learning_rate)}, {train.schedule} schedule"),
         ("loss", train.loss),
-        ("precision", train.precision),
+        ("precision", _text(train.precision)),
         ("cases", _split(runs)),
         ("time", format_duration(sum(times)) + (" in all" if len(times) > 1 else "") if times else ""),
         ("seed", str(train.seed)),
@@ -84,7 +84,7 @@ def _facts(task: TaskConfig, runs: Sequence[RunFolder]) -> list[tuple[str, str]]
 
 def _spacing(task: TaskConfig) -> str:
     spacing = task.preprocess.spacing_mm
-    return spacing if isinstance(spacing, str) else " × ".join(f"{value:g}" for value in spacing) + " mm"
+    return str(spacing) if isinstance(spacing, str) else " × ".join(f"{value:g}" for value in spacing) + " mm"
 
 
 def _split(runs: Sequence[RunFolder]) -> str:
