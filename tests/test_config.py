@@ -32,7 +32,7 @@ REGIONS: dict[str, object] = {
     "name": "mine",
     "kind": "segmentation",
     "data": {
-        "labels": {1: "core", 2: "edema", 3: "enhancing"},
+        "labels": {1: "necrosis", 2: "edema", 3: "enhancing"},
         "regions": {"whole": [1, 2, 3], "core": [1, 3], "e": [3]},
     },
 }
@@ -141,6 +141,10 @@ def test_a_wrong_value_names_file_and_key(overrides: dict[str, object], message:
         (merged(REGIONS, data={"regions": {"whole": [1, 1, 2, 3]}}), "data.regions: list values of data.labels"),
         (merged(REGIONS, data={"regions": {"core": [1, 3], "e": [3]}}), "data.regions: put each of data.labels"),
         (merged(REGIONS, data={"regions": {"whole": [1, 2, 3], "e": [3]}}), "data.regions: no two of data.labels"),
+        (
+            merged(REGIONS, data={"labels": {1: "core", 2: "b", 3: "e"}}),
+            "data.regions: name no region like one of data.labels",
+        ),
         (merged(REGIONS, data={"ignore_label": 3}), "data.ignore_label: take a value that is none of data.labels"),
         (merged(CLASSIFICATION, data={"ignore_label": 9}), "data.ignore_label: voxels are annotated in segmentation"),
         (merged(SEGMENTATION, preprocess={"clip_percentiles": [99, 1]}), "preprocess.clip_percentiles: the lower end"),
@@ -171,7 +175,6 @@ def test_a_wrong_value_names_file_and_key(overrides: dict[str, object], message:
             "infer.mirror: name the axes",
         ),
         (merged(SEGMENTATION, preprocess={"window_hu": [400, -1000]}), "preprocess.window_hu: the lower end"),
-        (merged(SEGMENTATION, model={"decoder_channels": [8], "stages": 2}), "model.decoder_channels: give one entry"),
         (merged(SEGMENTATION, model={"decoder_channels": []}), "model.decoder_channels: give one entry"),
     ],
 )

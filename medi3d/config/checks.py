@@ -103,6 +103,14 @@ _DATA: tuple[Check, ...] = (
         lambda task: bool(task.data.regions) and _repeats(_patterns(task)),
     ),
     (
+        "data.regions",
+        "name no region like one of data.labels, unless it is that label alone: their scores would have one name",
+        lambda task: any(
+            name in task.data.regions and task.data.regions[name] != (value,)
+            for value, name in task.data.labels.items()
+        ),
+    ),
+    (
         "data.ignore_label",
         "take a value that is none of data.labels",
         lambda task: task.data.ignore_label in task.data.labels,
@@ -142,8 +150,8 @@ def _lacks_encoder(task: TaskConfig) -> bool:
 _MODEL: tuple[Check, ...] = (
     (
         "model.decoder_channels",
-        "give one entry for each of model.stages",
-        lambda task: _is_segmentation(task) and len(task.model.decoder_channels) < (task.model.stages or 1),
+        "give one entry at least; the last one serves coarser levels too",
+        lambda task: _is_segmentation(task) and not task.model.decoder_channels,
     ),
     (
         "model.deep_supervision",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medi3d.config import TaskConfig
+from medi3d.config.schema import FAMILIES_3D
 from medi3d.errors import ConfigError
 from medi3d.planning.machine import Machine
 from medi3d.planning.rules import RULES
@@ -45,9 +46,9 @@ class Situation:
         config = self.task.model
         if config.stages is not None:
             return config.stages
-        strides = self.whole_network.strides or [(2**level,) * 3 for level in range(len(config.decoder_channels))]
-        stages = count_stages(strides, patch_size, RULES.coarsest_voxels[self.task.kind])
-        return min(stages, len(config.decoder_channels)) if self.task.kind == "segmentation" else stages
+        # Another network halves its maps as often as patch edges can be halved.
+        strides = self.whole_network.strides or [(2**level,) * 3 for level in range(RULES.other_grain.bit_length())]
+        return count_stages(strides, patch_size, RULES.coarsest_voxels[self.task.kind])
 
     def needed_bytes(self, patch_size: IntTriple, batch_size: int) -> tuple[int, int]:
         """Return what stays in memory over the steps, and what a step needs beside it."""
@@ -80,6 +81,8 @@ def choose_depth_plan(situation: Situation) -> Choice:
     task, data = situation.task, situation.data
     if task.model.network != "inflated":
         return "symmetric", f"{task.model.network} treats depth as the plane"
+    if task.model.backbone.partition(":")[0] in FAMILIES_3D:
+        return "symmetric", f"{task.model.backbone} is a network in 3D, with strides along depth of its own"
     spacing = " × ".join(f"{value:.3g}" for value in data.spacing_mm)
     if isinstance(task.preprocess.spacing_mm, str):
         return "symmetric", "each case keeps its own voxel size, and no one plan along depth suits all of them"
