@@ -1,12 +1,13 @@
-"""MONAI's decoder blocks on any encoder: BasicUNet's, and those of UNETR and SwinUNETR."""
+"""MONAI's decoder blocks on any encoder: BasicUNet's, and those of UNETR and SwinUNETR.
+
+MONAI is imported when one of its decoders is made: that takes as long as torch itself, and predictions wait for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
 
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
-from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 
 from medi3d.errors import ConfigError
@@ -24,6 +25,8 @@ class BasicUNetDecoder(nn.ModuleDict):
     """
 
     def __init__(self, pyramid: Pyramid) -> None:
+        from monai.networks.nets.basic_unet import UpCat
+
         super().__init__()
         self.pyramid = pyramid
         for coarse, fine in pairwise(pyramid.levels):
@@ -62,6 +65,8 @@ class UnetrDecoder(nn.Module):
     """
 
     def __init__(self, pyramid: Pyramid) -> None:
+        from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+
         super().__init__()
         self.pyramid = pyramid
         self.skips, self.blocks = nn.ModuleDict(), nn.ModuleDict()
