@@ -1,4 +1,7 @@
-"""Folds for cross-validation: all cases of a patient lie in one fold, classes spread evenly."""
+"""Folds for cross-validation: all cases of a patient lie in one fold, classes spread evenly.
+
+scikit-learn is imported when cases are split, so that a prediction, which only reads a split, does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from medi3d.errors import ConfigError, InputError
 from medi3d.io.prepared import PreparedCase
@@ -37,6 +39,8 @@ def split_cases(
         ConfigError: there is no such fold.
         InputError: fewer patients, or patients of a class, than folds, or fewer training cases than asked for.
     """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
     if not 0 <= fold < folds:
         raise ConfigError(f"fold {fold} does not exist: train.folds is {folds}, so give 0 to {folds - 1}")
     ordered = sorted(cases, key=lambda case: case.case_id)
