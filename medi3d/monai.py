@@ -34,7 +34,7 @@ _LEVELS = (2, 4, 8, 16, 32)
 """The strides that FlexibleUNet's five maps may have."""
 
 
-class FlexibleUNetEncoder(nn.Module, BaseEncoder):
+class FlexibleUNetEncoder(nn.Module, BaseEncoder):  # type: ignore[misc]  # MONAI is untyped
     """An encoder as ``FlexibleUNet`` wants it: one map at each of the strides 2, 4, 8, …, along all axes.
 
     A level that the backbone has no map for, as ConvNeXt at stride 2, is the volume itself, averaged over channels and

@@ -28,17 +28,18 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_flexible_unet_takes_an_encoder(name: str) -> None:
     torch.manual_seed(0)
-    network = FlexibleUNet(2, 3, backbone=f"medi3d/{name}", spatial_dims=3).eval()
+    narrow = (12, 8, 8, 8, 8)
+    network = FlexibleUNet(2, 3, backbone=f"medi3d/{name}", spatial_dims=3, decoder_channels=narrow).eval()
     row = FLEXUNET_BACKBONE.register_dict[f"medi3d/{name}"]
-    volume = torch.rand(1, 2, 32, 64, 96)
+    volume = torch.rand(1, 2, 32, 32, 64)
     with torch.inference_mode():
         maps = network.encoder(volume)
         if name != "test_vit":  # its last level is 8, and FlexibleUNet enlarges by as much
-            assert network(volume).shape == (1, 3, 32, 64, 96)
+            assert network(volume).shape == (1, 3, 32, 32, 64)
     assert tuple(m.shape[1] for m in maps) == tuple(row["feature_channel"])
     assert len(maps) == row["feature_number"]
     for level, feature in zip((2, 4, 8, 16, 32), maps, strict=False):
-        assert feature.shape[2:] == (32 // level, 64 // level, 96 // level)
+        assert feature.shape[2:] == (32 // level, 32 // level, 64 // level)
 
 
 def test_every_backbone_is_known_by_name_and_none_is_made_for_it() -> None:
@@ -54,8 +55,9 @@ def test_every_backbone_is_known_by_name_and_none_is_made_for_it() -> None:
 
 def test_pretrained_takes_the_weights_and_two_networks_do_not_share_arguments() -> None:
     name = "medi3d/tf_efficientnet_lite0"
-    network = FlexibleUNet(1, 2, backbone=name, pretrained=True, spatial_dims=3)
-    other = FlexibleUNet(3, 2, backbone=name, spatial_dims=3)
+    options = {"backbone": name, "spatial_dims": 3, "decoder_channels": (12, 8, 8, 8, 8)}
+    network = FlexibleUNet(1, 2, pretrained=True, **options)
+    other = FlexibleUNet(3, 2, **options)
     expected = create_encoder("tf_efficientnet_lite0").state_dict()
     found = network.encoder.encoder.state_dict()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())

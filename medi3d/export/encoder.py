@@ -19,6 +19,7 @@ from medi3d.io import atomic
 from medi3d.models.build import create_model
 from medi3d.models.encoder import Encoder
 from medi3d.models.hub import push_folder
+from medi3d.models.inits import name_init
 from medi3d.models.shared import CARD_FILE, FORMAT, WEIGHTS_FILE, read_card, write_recipe
 from medi3d.models.weights import read_weights_file
 from medi3d.runs.checkpoint import load_checkpoint
@@ -127,9 +128,7 @@ def export_run_encoder(run: Path, output: Path, *, checkpoint: str = "best", lic
     return export_encoder(
         encoder,
         output,
-        init="checkpoint"
-        if "/" in task.model.init and "@" not in task.model.init
-        else task.model.init.partition("@")[0],
+        init=name_init(task.model.init),
         training_data=trained | ({"cases": cases} if cases else {}),
         spacing_mm=dump_task(task)["preprocess"]["spacing_mm"],
         normalize=task.normalizations,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from medi3d.errors import WeightsError
@@ -29,6 +29,12 @@ def fetch_file(repository: str, file: str, *, revision: str | None = None) -> Pa
     except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
         reason = _first_line(error)
     raise WeightsError(f"{repository} on the hub: no {file} to be had ({reason})")
+
+
+def find_cached(repository: str, file: str) -> Path | None:
+    """Return a file of the hub's cache; nothing is asked of the hub."""
+    found = try_to_load_from_cache(repository, file)
+    return Path(found) if isinstance(found, str) else None
 
 
 def push_folder(folder: Path, repository: str, *, private: bool) -> str:

@@ -63,3 +63,14 @@ def parse_init(text: str) -> Init:
     if re.search(r"[/.]", text) and ":" not in text:
         return Init(file=Path(text))
     raise ConfigError(unknown_name_message("init", name, [*INITS, *NETWORKS_3D]) + ", or the path of a checkpoint")
+
+
+def name_init(text: str) -> str:
+    """Say what weights started from without saying where files lie.
+
+    Examples:
+        >>> name_init("imagenet-center"), name_init("medicalnet:resnet50@/home/me/resnet_50.pth"), name_init("a/b.pt")
+        ('imagenet-center', 'medicalnet:resnet50', 'checkpoint')
+    """
+    start = parse_init(text)
+    return start.network or ("checkpoint" if start.file is not None else text)

@@ -17,6 +17,9 @@ from medi3d.models.backbone import Backbone, try_run
 from medi3d.models.creation import create_encoder
 from medi3d.models.encoder import Encoder, inflate_backbone
 from medi3d.models.inits import INITS
+from medi3d.models.matching import MatchReport
+from medi3d.models.shared import is_shared
+from medi3d.models.volumetric.networks import NETWORKS_3D
 from medi3d.models.weights import find_imagenet_weights
 from medi3d.models.zoo import create_backbone, create_network
 from medi3d.types import IntTriple, PathLike
@@ -48,12 +51,14 @@ class Inspection:
         exactness: as measured; ``None`` where the kernels do not come from a 2D network.
         fates: what became of each tensor of the 2D network; empty where the kernels do not come from one.
         filters: kernel of the first layer, (O, C, T, kH, kW).
+        report: what became of each tensor of the file of a 3D network or checkpoint; ``None`` for 2D networks.
     """
 
     stages: tuple[Stage, ...]
     exactness: Exactness | None
     fates: tuple[ParameterFate, ...]
     filters: Tensor
+    report: MatchReport | None = None
 
 
 def inspect_encoder(
@@ -87,10 +92,13 @@ def inspect_encoder(
         [(64, 7), (64, 43), (128, 99), (256, 211), (512, 435)]
     """
     profile = INITS.get(init)
+    if name.partition("@")[0] in NETWORKS_3D or is_shared(name):
+        own = "random" if random_weights else None if profile is not None else init
+        encoder = create_encoder(name, init=own, in_channels=in_channels, plan=plan).eval()
+        return _inspect_without_source(encoder, (32, 32))
     if profile is None:  # random, or a checkpoint: no 2D network to compare with
         encoder = create_encoder(name, init=init, in_channels=in_channels, plan=plan).eval()
-        stages = _measure_stages(encoder, _find_plane(create_backbone(name)))
-        return Inspection(tuple(stages), None, (), _find_filters(encoder))
+        return _inspect_without_source(encoder, _find_plane(create_backbone(name)))
     backbone = _load_backbone(name, weights, random_weights=random_weights)
     plane = _find_plane(backbone)
     source = {key: tensor.clone() for key, tensor in backbone.module.state_dict().items()}
@@ -102,6 +110,11 @@ def inspect_encoder(
         fates=tuple(fates),
         filters=_find_filters(encoder),
     )
+
+
+def _inspect_without_source(encoder: Encoder, plane: tuple[int, int]) -> Inspection:
+    stages = _measure_stages(encoder, plane)
+    return Inspection(tuple(stages), None, (), _find_filters(encoder), encoder.report)
 
 
 def _load_backbone(name: str, weights: PathLike | None, *, random_weights: bool) -> Backbone:

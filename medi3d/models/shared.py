@@ -108,11 +108,14 @@ def read_recipe(card: Mapping[str, Any], where: Path) -> EncoderRecipe:
         WeightsError: entries are missing or unknown.
     """
     try:
-        plan = {key: tuple(value) if isinstance(value, list) else value for key, value in card["depth_plan"].items()}
-        own = {key: tuple(value) if isinstance(value, list) else value for key, value in card["architecture"].items()}
+        plan, own = _with_tuples(card["depth_plan"]), _with_tuples(card["architecture"])
         return EncoderRecipe(**own, plan=DepthPlan(**plan))
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{where / CARD_FILE}: its architecture cannot be read ({error})") from None
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def set_scaling(encoder: Encoder, card: Mapping[str, Any], where: Path) -> None:

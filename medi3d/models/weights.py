@@ -59,7 +59,7 @@ def read_weights_parts(modules: Sequence[str], sha256: str) -> dict[str, torch.T
     Raises:
         WeightsError: some of the packages are missing, or the parts are not those of the file.
     """
-    folders = [_find_package(module) for module in modules]
+    folders = [find_package(module) for module in modules]
     if not any(folders):
         return None
     packages = " ".join(module.replace("_", "-") for module in modules)
@@ -103,7 +103,7 @@ def find_imagenet_weights(backbone: str, file: Path | None) -> dict[str, torch.T
     if file is not None:
         return _match_names(backbone, read_weights_file(file), str(file))
     module, _ = WEIGHTS_PACKAGES.get(backbone, ("", ""))
-    folder = _find_package(module) if module else None
+    folder = find_package(module) if module else None
     if folder is None:
         return None
     path = next(iter(sorted(folder.glob("models/*.pth"))), None)
@@ -112,7 +112,8 @@ def find_imagenet_weights(backbone: str, file: Path | None) -> dict[str, torch.T
     return _match_names(backbone, read_weights_file(path), str(path))
 
 
-def _find_package(module: str) -> Path | None:
+def find_package(module: str) -> Path | None:
+    """Return the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(module)
     locations = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(locations))) if locations else None

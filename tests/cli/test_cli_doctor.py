@@ -310,6 +310,11 @@ def test_where_weights_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert look(init=str(tmp_path / "run.pt")).state == "problem"
     torch.save({"a": torch.zeros(1), "b": torch.zeros(2)}, tmp_path / "two.pth")
     assert look(weights=str(tmp_path / "two.pth")).text == f"{tmp_path / 'two.pth'}: 2 tensors"
+    assert look(init=f"medicalnet:resnet10@{tmp_path / 'two.pth'}").text == f"{tmp_path / 'two.pth'}: 2 tensors"
+    monkeypatch.setattr("medi3d.models.volumetric.encoder.find_cached", lambda *names: None)
+    absent = look(init="medicalnet:resnet50")
+    assert (absent.topic, absent.state) == ("weights of medicalnet:resnet50", "warning")
+    assert absent.remedy.startswith("name a file with --init medicalnet:resnet50@FILE (published at github.com/Tencent")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert (look(backbone="resnet18").state, "set model.weights" in look(backbone="resnet18").remedy) == (

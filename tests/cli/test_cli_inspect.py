@@ -15,6 +15,7 @@ from medi3d.cli.inspect import inspect
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.models import zoo
 from medi3d.models.inspection import inspect_encoder
+from medi3d.models.volumetric.networks import NETWORKS_3D
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(inspect)
@@ -117,3 +118,19 @@ def test_what_cannot_be_inspected_says_why() -> None:
     result = run("lcnet_035")  # timm knows of no weights of it
     assert isinstance(result.exception, WeightsError)
     assert "--random-weights shows the architecture without them" in str(result.exception)
+
+
+def test_a_network_in_3d_is_inspected_with_what_became_of_its_tensors(tmp_path: Path) -> None:
+    network = NETWORKS_3D["medicalnet:resnet10"].build()
+    torch.save({**network.state_dict(), "conv_seg.0.weight": torch.zeros(2)}, tmp_path / "resnet_10.pth")
+    result = run(f"medicalnet:resnet10@{tmp_path}/resnet_10.pth", "--tensors", "--figure", tmp_path / "stem.png")
+    assert result.exit_code == 0, result.output
+    tensors = len(network.state_dict())
+    summary = f"{tensors + 1} tensors: {tensors} mapped, 1 dropped; dropped: the head that segments (1)"
+    assert f"tensors of {tmp_path}/resnet_10.pth: {summary}" in result.output
+    assert "mapped: layer1.0.conv1.weight → layer1.0.conv1.weight (64×64×3×3×3): as it is" in result.output
+    assert "dropped: conv_seg.0.weight → – (2): the head that segments" in result.output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines() if "│" in line]
+    # 7 + 4 + 16: a pool at stride 2, two kernels at 4; then 8 + 16 at 4 and 8, 2 · 32 and 2 · 64 by dilation.
+    assert [row[2] for row in rows] == ["2 × 2 × 2", "4 × 4 × 4", "8 × 8 × 8"]
+    assert [row[4] for row in rows] == ["7 slices", "27 slices", "243 slices"]

@@ -142,13 +142,13 @@ def test_one_line_makes_a_network() -> None:
     assert torch.equal(model.encoder.state_dict()["body.body.conv_stem.weight"],
                        create_encoder(LITE0).state_dict()["body.body.conv_stem.weight"])  # fmt: skip
     thick = medi3d.create_model(
-        kind="segmentation", encoder=LITE0, decoder="unetpp", num_classes=2, in_channels=2,
+        kind="segmentation", encoder=LITE0, decoder="fpn", num_classes=2, in_channels=2,
         plan=anisotropic((4.0, 1.0, 1.0)), deep_supervision=1,
     )  # fmt: skip
     assert thick.encoder.strides[:2] == ((1, 2, 2), (1, 4, 4))
-    outputs = thick(torch.rand(2, 2, 6, 32, 48))
+    outputs = thick(torch.rand(2, 2, 6, 16, 24))
     assert isinstance(outputs, Outputs)
-    assert [tuple(logits.shape[2:]) for logits in outputs.logits] == [(6, 32, 48), (6, 16, 24)]
+    assert [tuple(logits.shape[2:]) for logits in outputs.logits] == [(6, 16, 24), (6, 8, 12)]
     encoder = create_encoder(LITE0, init="random", stages=2)
     classifier = medi3d.create_model(kind="classification", encoder=encoder, num_classes=4)
     assert classifier.encoder is encoder
@@ -161,7 +161,7 @@ def test_one_line_makes_a_network() -> None:
         ({"task": "hippocampus", "num_classes": 3}, "takes a task, or kind, encoder and num_classes; not both"),
         ({"kind": "segmentation", "num_classes": 3}, "some of these are missing"),
         ({"kind": "segmentatoin"}, "unknown kind 'segmentatoin'; did you mean 'segmentation'"),
-        ({"kind": "segmentation", "decoder": "upernet"}, "unknown decoder 'upernet'. Known: fpn, monai/basic_unet"),
+        ({"kind": "segmentation", "decoder": "upernet"}, "unknown decoder 'upernet'; did you mean 'unet'. Known: fpn"),
         ({"kind": "classification", "decoder": "unet"}, "a classifier has no decoder"),
         ({"kind": "segmentation", "in_channels": 2}, "this one is made already"),
     ],

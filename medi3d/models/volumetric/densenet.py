@@ -47,7 +47,10 @@ class DenseLayer(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, D, H, W)`` → ``(B, C + growth, D, H, W)``."""
-        return torch.cat([x, super().forward(x)], dim=1)
+        new = x
+        for layer in self:
+            new = layer(new)
+        return torch.cat([x, new], dim=1)
 
 
 class HalvingPool(nn.Module):
@@ -68,7 +71,7 @@ def create_densenet(layout: DenseNetLayout) -> Stages:
         "pool0": nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
     }
     for place, count in enumerate(layout.layers, start=1):
-        block = OrderedDict(
+        block: OrderedDict[str, nn.Module] = OrderedDict(
             (f"denselayer{n + 1}", DenseLayer(channels + n * layout.growth, layout.growth, layout.depth_taps))
             for n in range(count)
         )

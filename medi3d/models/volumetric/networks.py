@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from medi3d.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from medi3d.models.matching import Rules
 from medi3d.models.volumetric.densenet import DenseNetLayout, create_densenet
 from medi3d.models.volumetric.inception import create_i3d
@@ -57,7 +58,6 @@ _HEADS = (
     (r"contrastive_head\.", "the head that compares image and text"),
     (r"conv_seg\.", "the head that segments"),
 )
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # --- Merlin (Blankemeier et al. 2024, arXiv:2406.06512) and Astra, which goes on from it: 152 layers, three copies of a
 # window of HU scaled to [0, 1]; volumes as (Z, X, Y) of RAS.
@@ -160,7 +160,7 @@ _DENSENETS = {
 
 def _inflated(build: Build, stem: str, renames: tuple[tuple[str, str], ...] = ()) -> Network:
     rules = Rules(renames, _HEADS)
-    return Network(build, stem, **_IMAGENET, licence="of its own file", source=_HASSONY2, rules=rules)
+    return Network(build, stem, IMAGENET_MEAN, IMAGENET_STD, licence="of its file", source=_HASSONY2, rules=rules)
 
 
 for _depth in (50, 101, 152):

@@ -111,13 +111,14 @@ class ResidualBlock(nn.Module):
 
 def create_resnet(layout: ResNetLayout) -> Stages:
     """Create a residual network with random weights; its tensors are named as published."""
+    depth, height, width = (size // 2 for size in layout.stem_size)
     steps: dict[str, nn.Module] = {
         "conv1": nn.Conv3d(
             layout.in_channels,
             64,
             layout.stem_size,
             layout.stem_stride,
-            padding=tuple(size // 2 for size in layout.stem_size),
+            padding=(depth, height, width),
             bias=False,
         ),
         "bn1": nn.BatchNorm3d(64),
