@@ -32,16 +32,17 @@ def write_evaluation(folder: Path, rows: list[dict[str, Any]], scores: dict[str,
         writer.writerows(rows)
     summary: dict[str, Any] = {
         "kind": "segmentation",
-        "scores": {
-            name: {metric: dict(zip(("value", "low", "high", "cases"), entry, strict=True)) for metric, entry in m.items()}
-            for name, m in scores.items()
-        },
+        "scores": {name: {metric: _interval(entry) for metric, entry in m.items()} for name, m in scores.items()},
         "cases": len({row["case_id"] for row in rows}),
         "missing": [], "unmatched": [], "problems": [],
         "settings": {"tolerance_mm": 1.5, "bootstrap": 200, "seed": 0, "level": 0.95},
     } | more  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return folder
+
+
+def _interval(entry: Any) -> dict[str, Any]:
+    return dict(zip(("value", "low", "high", "cases"), entry, strict=True))
 
 
 def write_run(folder: Path, task: TaskConfig, prepared: Path) -> RunFolder:
@@ -55,9 +56,7 @@ def write_run(folder: Path, task: TaskConfig, prepared: Path) -> RunFolder:
 
 
 def make_segmentation_run(tiny: Path, task: TaskConfig, folder: Path) -> RunFolder:
-    task = replace(
-        task, description=f"Balls {HOSTILE}", model=replace(task.model, weights="/home/jane_doe/weights.pt")
-    )
+    task = replace(task, description=f"Balls {HOSTILE}", model=replace(task.model, weights="/home/jane_doe/weights.pt"))
     return write_run(folder / "runs" / "tiny" / "first", task, tiny / "prepared" / task.name)
 
 
