@@ -1,6 +1,7 @@
 """Patches a second of the data path alone, beside MONAI and nnU-Net, and the share of a training step spent waiting.
 
     python benchmarks/data_path.py [--peers PYTHON] [--only augment brain_tumor ct waiting] [--repeats 5] [--slices 300]
+        [--prepared FOLDER]
 
 One thread everywhere; figures are CPU time, medians of repeats. Every tool cuts patches of 96³ voxels, two thirds of
 them centred on foreground, from the same voxels: the prepared store, the same arrays as .npy files for MONAI's
@@ -129,7 +130,7 @@ def compare_augmenters(options: argparse.Namespace) -> None:
 
 
 def measure_waiting(task: TaskConfig, store: Path, steps: int) -> None:
-    """Print the share of training steps on this CPU that is spent waiting for patches."""
+    """Print the share of training steps on this CPU, in the precision that is planned, spent waiting for patches."""
     config = task.train
     cases = PreparedStore(store).cases()
     task = plan_task(task, PreparedStore(store)).task
@@ -147,12 +148,14 @@ def measure_waiting(task: TaskConfig, store: Path, steps: int) -> None:
             batch = next(batches)
             reading += time.process_time() - start
             optimizer.zero_grad(set_to_none=True)
-            loss(model(batch["image"]), batch, progress=0.5).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=task.precision == "bf16"):
+                outputs = model(batch["image"])
+            loss(outputs, batch, progress=0.5).backward()
             optimizer.step()
         elapsed, cpu, waited = time.perf_counter() - begun, time.process_time() - cpu, batches.waited_s - waited
     size = "×".join(map(str, task.patch_size))
     figures = f"{1e3 * cpu / steps:.0f} | {1e3 * reading / steps:.1f} | {reading / cpu:.1%} | {waited / elapsed:.1%}"
-    print(f"| {task.name} | {task.batch_size} of {size} | {figures} |", flush=True)
+    print(f"| {task.name} | {task.batch_size} of {size}, {task.precision} | {figures} |", flush=True)
 
 
 def main() -> None:
@@ -161,6 +164,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["augment", "brain_tumor", "ct", "waiting"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--prepared", type=Path, help="folder of stores that are taken as they are [prepared now]")
     options = parser.parse_args()
     wanted = options.only or ["augment", "brain_tumor", "ct", "waiting"]
     torch.set_num_threads(1)
@@ -173,9 +177,9 @@ def main() -> None:
             task, raw = write_ct_task(draw_ct(scratch / "drawn", options.slices), scratch)
             prepare_dataset(raw, load_task(task), scratch / "ct")
             compare_readers("ct", scratch / "ct", scratch / "ct_tools", options)
-        stores = {name: scratch / name for name in ("brain_tumor", "hippocampus")}
+        stores = {name: (options.prepared or scratch) / name for name in ("brain_tumor", "hippocampus")}
         for name, store in stores.items():
-            if name in wanted or "waiting" in wanted:
+            if (name in wanted or "waiting" in wanted) and not options.prepared:
                 prepare_dataset(DATA / name, load_task(name), store)
         if "brain_tumor" in wanted:
             compare_readers("brain_tumor", stores["brain_tumor"], scratch / "brain_tools", options)

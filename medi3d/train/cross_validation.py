@@ -1,6 +1,7 @@
 """Cross-validation: a run for each fold, one after the other or several at a time, and what came of them.
 
-A fold that fails is named and the others go on. Begun again, it skips folds that are finished and resumes the others.
+A fold that fails is named and the others go on; under a launcher it ends the processes, which would no longer be at the
+same place. Begun again, it skips folds that are finished and resumes the others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from medi3d.runs.checkpoint import has_checkpoint, load_checkpoint
 from medi3d.runs.folder import RunFolder
 from medi3d.runs.folds import FoldsFolder
 from medi3d.train.loop import TrainEvent, TrainResult, plan_alike, train_task
-from medi3d.train.processes import create_accelerator
+from medi3d.train.processes import ask_main, create_accelerator
 from medi3d.train.stop import StopRequest
 from medi3d.train.threads import count_cores
 
@@ -109,9 +110,11 @@ def cross_validate(
     """
     if jobs > 1 and "RANK" in os.environ:
         raise ConfigError("--jobs: several folds at a time are for a single process; leave it out under a launcher")
+    accelerator = create_accelerator(task, device)
+    folder = ask_main(lambda: folder)
     folds = FoldsFolder(folder)
-    earlier = folds.read()["folds"] if folds.exists else {}
-    plan = plan_alike(task, PreparedStore(prepared), create_accelerator(task, device), device=device, jobs=jobs)
+    earlier = ask_main(lambda: folds.read()["folds"] if folds.exists else {})
+    plan = plan_alike(task, PreparedStore(prepared), accelerator, device=device, jobs=jobs)
     task = plan.task
     record: dict[str, Any] = {
         "task": dump_task(task),
@@ -154,9 +157,8 @@ def finished_result(folder: RunFolder) -> TrainResult | None:
 def _train_fold(job: FoldJob, on_event: Callable[[TrainEvent], None]) -> FoldOutcome:
     folder = RunFolder(job.run)
     try:
-        result = finished_result(folder)
+        result, begun = ask_main(lambda: (finished_result(folder), folder.config_file.exists()))
         if result is None:
-            begun = folder.config_file.exists()
             task = folder.load_config() if begun else job.task
             # how many threads a process takes is the machine's, not the run's
             task = replace(task, train=replace(task.train, threads=job.task.train.threads))
@@ -172,8 +174,12 @@ def _train_fold(job: FoldJob, on_event: Callable[[TrainEvent], None]) -> FoldOut
     except ConfigError:
         raise
     except Medi3dError as error:
+        if torch.distributed.is_initialized():
+            raise Medi3dError(f"fold {job.fold} failed: {error}") from error
         return FoldOutcome(job.fold, job.run, problem=str(error))
     except Exception as error:
+        if torch.distributed.is_initialized():
+            raise
         logger.exception("fold %d failed", job.fold)
         return FoldOutcome(job.fold, job.run, problem=f"{type(error).__name__}: {error}")
     return FoldOutcome(job.fold, job.run, result)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from medi3d.config import TaskConfig, dump_task
 from medi3d.data.splits import Split, split_cases
@@ -23,7 +22,7 @@ from medi3d.planning.machine import find_machine
 from medi3d.runs.folder import RunFolder
 from medi3d.train.events import TrainEvent, TrainResult
 from medi3d.train.health import explain_out_of_memory, is_out_of_memory
-from medi3d.train.processes import count_local_processes, create_accelerator, list_causes, named_losses
+from medi3d.train.processes import ask_main, count_local_processes, create_accelerator, list_causes, named_losses
 from medi3d.train.stop import StopRequest
 from medi3d.train.trainer import Trainer
 
@@ -134,15 +133,14 @@ def plan_alike(task: TaskConfig, store: PreparedStore, accelerator: Accelerator,
         device: as :func:`train_task` takes it.
         jobs: runs that train at the same time on this machine.
     """
-    plans: list[Plan | None] = [None]
-    if accelerator.is_main_process:
+
+    def plan() -> Plan:
         on_cpu = accelerator.device.type == "cpu"
         sharers = count_local_processes(accelerator) * jobs if on_cpu else -(-jobs // torch.cuda.device_count())
         memory_bytes = find_machine(device).memory_bytes // sharers if sharers > 1 else None
-        plans = [plan_task(task, store, device=device, memory_bytes=memory_bytes)]
-    (plan,) = broadcast_object_list(plans)
-    assert isinstance(plan, Plan)
-    return plan
+        return plan_task(task, store, device=device, memory_bytes=memory_bytes)
+
+    return ask_main(plan)
 
 
 def _split(job: _Job, cases: dict[str, PreparedCase]) -> Split:

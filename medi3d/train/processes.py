@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, gather_object, patch_environment
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, patch_environment
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
@@ -24,6 +25,8 @@ from medi3d.errors import ConfigError, Medi3dError
 from medi3d.planning.machine import find_bf16, find_device
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GROUP_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for another one, which may be predicting a large case, before it takes it for dead."""
@@ -77,6 +80,19 @@ def _check_bf16(task: TaskConfig, device: torch.device) -> None:
             "other rounding leads to other weights: begin a new one with --precision no for speed",
             "GPU" if device.type == "cuda" else "CPU",
         )
+
+
+def ask_main(question: Callable[[], T]) -> T:
+    """Return in every process what the first one answers, as to what lies on a disk that it is about to change.
+
+    Args:
+        question: asked in the first process alone.
+    """
+    if not torch.distributed.is_initialized():
+        return question()
+    answers: list[T | None] = [question() if torch.distributed.get_rank() == 0 else None]
+    broadcast_object_list(answers)
+    return cast(T, answers[0])
 
 
 def count_local_processes(accelerator: Accelerator) -> int:

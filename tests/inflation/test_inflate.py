@@ -83,7 +83,7 @@ def test_stem_stride_one(name, stem):
 
 
 @pytest.mark.parametrize("init", ["mean", "overshoot"])
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
 def test_depth_mixes(name, init):
     model = make_network(name, features_only=True)
     law = measure_exactness(model, inflate(model, init=init), in_channels=1, shape=(8, 32, 48))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import read_metrics
+from tiny_runs import assert_equal, read_metrics
 
 from medi3d.config import TaskConfig, dump_task
 from medi3d.runs.checkpoint import load_checkpoint
@@ -84,6 +85,28 @@ def test_a_launcher_starts_a_run(launcher: list[Any], place: Path) -> None:
     output = finish(start([*map(str, launcher), *TRAIN], place))
     assert_trained_by_two(place)
     assert output.count("12 steps in") == 1  # one process tells
+
+
+def test_every_fold_is_trained_by_both_processes_and_scored_once(place: Path, tiny: Path) -> None:
+    (place / "data" / "raw").symlink_to(tiny / "raw")
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", *TRAIN]
+    output = finish(start([*command, "--fold", "all", "--steps", "4"], place))
+    folds = place / "runs" / "tiny_segmentation" / "run"
+    record = json.loads((folds / "cross_validation.json").read_text())["folds"]
+    assert [(fold, entry["state"], entry["steps"]) for fold, entry in record.items()] == [
+        (fold, "finished", 4) for fold in "012"
+    ]
+    assert output.count("predict new cases with all folds") == 1
+    summary = json.loads((folds / "out_of_fold" / "evaluation" / "labels" / "summary.json").read_text())
+    assert summary["cases"] == 6
+    # What a fold became does not hang on the folds before it, nor on their having been stopped.
+    alone = finish(start([*command[:-4], "--name", "alone", "--device", "cpu", "--fold", "2", "--steps", "4"], place))
+    assert "4 steps in" in alone
+    last = [load_checkpoint(run / "checkpoints" / "last.pt") for run in (folds / "fold2", folds.with_name("alone"))]
+    assert [state["processes"] for state in last] == [2, 2]
+    assert_equal(last[0]["model"], last[1]["model"])
+    again = finish(start([*command[:7], "--resume", str(folds), "--device", "cpu"], place))
+    assert again.count("predict new cases with all folds") == 1
 
 
 def test_two_machines_make_a_run(place: Path) -> None:
