@@ -167,12 +167,6 @@ class Predictor:
         """The files of each network that is averaged."""
         return tuple(member.origin for member in self._members)
 
-    def without_postprocessing(self) -> Predictor:
-        """Return a predictor that leaves label maps as the networks answer."""
-        plain = copy.copy(self)
-        plain.task = replace(self.task, infer=replace(self.task.infer, postprocess=()))
-        return plain
-
     def holding_out(self, case_id: str) -> Predictor | None:
         """Return a predictor of the runs that did not train on a case but held it out; ``None`` where there is none."""
         chosen = copy.copy(self)

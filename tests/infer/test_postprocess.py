@@ -226,6 +226,7 @@ def test_prediction_does_the_steps_of_the_runs_task(
     label = predictor.predict_labels(image)
     np.testing.assert_array_equal(label.array, postprocess(plain, [LargestComponent()]).array)
     assert (label.array != plain.array).any()
-    np.testing.assert_array_equal(predictor.without_postprocessing().predict_labels(image).array, plain.array)
+    without = Predictor([run.path], device="cpu", overrides={"infer.postprocess": []})
+    np.testing.assert_array_equal(without.predict_labels(image).array, plain.array)
     with pytest.raises(ConfigError, match="other post-processing than"):
         Predictor([segmentation_runs[0], run.path], device="cpu")
