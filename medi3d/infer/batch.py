@@ -12,7 +12,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -260,7 +260,7 @@ class Batch(Generic[C]):
             for last in writing:
                 last.result()
         if self._classes:
-            self._write_table()
+            _write_table(self._output / "predictions.csv", self._task.data.classes, self._classes)
 
     def _open(self, case: C, runs: Predictor) -> _Opened | Line | str:
         """Read and prepare a case, unless its outputs are there; return what is wrong with it as a message."""
@@ -337,15 +337,14 @@ class Batch(Generic[C]):
         settings = [__version__, models, dump_task(runs.task)["infer"], options]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
-    def _write_table(self) -> None:
-        names: tuple[str, ...] = self._task.data.classes
-        path = self._output / "predictions.csv"
-        with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(("case_id", *names, "predicted"))
-            for case_id in self._classes:
-                row = np.asarray(self._classes[case_id])
-                writer.writerow([case_id, *row.round(6).tolist(), names[int(row.argmax())]])
+
+def _write_table(path: Path, names: Sequence[str], classes: Mapping[str, Sequence[float]]) -> None:
+    with atomic.new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("case_id", *names, "predicted"))
+        for case_id, values in classes.items():
+            row = np.asarray(values)
+            writer.writerow([case_id, *row.round(6).tolist(), names[int(row.argmax())]])
 
 
 def _describe(error: Exception, case_id: str) -> str:
