@@ -59,9 +59,6 @@ def predict(
     else:
         several = [run] if isinstance(run, str | PathLike) else run
         predictor = Predictor(find_runs(Path(path) for path in several), device=device)
-    if center_mm is None and predictor.task.preprocess.crop == "cube":
-        x, y, z = native.grid.index_to_world([(n - 1) / 2 for n in native.shape])
-        center_mm = float(x), float(y), float(z)
     prediction = predictor.predict(native, center_mm=center_mm)
     if prediction.label is not None:
         result: ImageT = leave(prediction.label)

@@ -58,7 +58,7 @@ def test_a_classification_gives_probabilities_and_cuts_its_cube_where_it_is_told
     volume = io.from_sitk(image)
     predictor = Predictor(classification_runs[:1], device="cpu")
     x, y, z = volume.grid.index_to_world([(n - 1) / 2 for n in volume.shape])
-    for center, at in (((1.0, -5.0, 3.0), (1.0, -5.0, 3.0)), (None, (x, y, z))):
+    for center, at in (((15.0, -12.0, 1.0), (15.0, -12.0, 1.0)), (None, (x, y, z))):
         answer = medi3d.predict(image, str(classification_runs[0]), center_mm=center, device="cpu")
         assert list(answer) == ["bright", "dark"]
         assert sum(answer.values()) == pytest.approx(1, abs=1e-6)
