@@ -47,6 +47,67 @@ def test_prediction_is_the_pipeline_by_hand(segmentation_runs: tuple[Path, Path]
     np.testing.assert_array_equal(found.array, expected.array)
 
 
+def test_probabilities_of_chosen_labels_lie_on_the_native_grid(
+    segmentation_runs: tuple[Path, Path], volume: Volume
+) -> None:
+    both = Predictor(segmentation_runs, device="cpu")
+    plain, found = both.predict(volume), both.predict(volume, probabilities=(0, 2, 1))
+    assert plain.probabilities is None
+    assert plain.label is not None
+    assert found.label is not None
+    assert found.probabilities is not None
+    np.testing.assert_array_equal(found.label.array, plain.label.array)
+    assert found.probabilities.array.shape == (3, *volume.shape)
+    np.testing.assert_array_equal(found.probabilities.affine, volume.affine)
+    np.testing.assert_allclose(found.probabilities.array.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(np.array([0, 2, 1])[found.probabilities.array.argmax(0)], found.label.array[0])
+    assert set(found.seconds) == {"prepare", "network", "restore"}
+    assert min(found.seconds.values()) > 0
+    with pytest.raises(
+        ConfigError, match=r"no label 3 to give probabilities of; its labels are 1 \(bright\), 2 \(dark\)"
+    ):
+        both.predict(volume, probabilities=(3,))
+
+
+def test_little_memory_changes_nothing_but_where_planes_lie(
+    segmentation_runs: tuple[Path, Path], volume: Volume, tmp_path: Path
+) -> None:
+    plenty = Predictor(segmentation_runs, device="cpu").predict_labels(volume)
+    little = Predictor(segmentation_runs, device="cpu", memory_bytes=1, scratch=tmp_path).predict_labels(volume)
+    np.testing.assert_array_equal(little.array, plenty.array)
+
+
+def test_how_windows_are_predicted_can_be_changed_and_nothing_else(
+    segmentation_runs: tuple[Path, Path], volume: Volume
+) -> None:
+    changed = Predictor(segmentation_runs, device="cpu", overrides={"infer.mirror": True, "infer.precision": "bf16"})
+    assert changed.task.infer.mirror
+    assert changed.task.infer.precision == "bf16"
+    assert changed.predict_labels(volume).shape == volume.shape
+    with pytest.raises(ConfigError, match=r"train\.steps: a trained run keeps it; only keys of infer can be set"):
+        Predictor(segmentation_runs, overrides={"train.steps": 3})
+    with pytest.raises(ConfigError, match=r"infer\.overlap: .* less than 1"):
+        Predictor(segmentation_runs, overrides={"infer.overlap": 1.5})
+
+
+def test_a_model_file_that_is_none_is_named(segmentation_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(segmentation_runs[0], run)
+    best = run / "checkpoints" / "best.pt"
+    best.write_bytes(b"no weights at all, " * 99)
+    with pytest.raises(WeightsError, match=r"best\.pt: not a readable checkpoint"):
+        Predictor([run])
+    torch.save([1, 2], best)
+    with pytest.raises(WeightsError, match=r"best\.pt: not a checkpoint of a medi3d run"):
+        Predictor([run])
+    exported = export_run(segmentation_runs[0], tmp_path / "shared")
+    (exported / "model.safetensors").write_bytes(b"\x07 no tensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors: not a readable weights file"):
+        Predictor([exported])
+    with pytest.raises(InputError, match=r"best\.pt: a file; give the folder of its run, the one with config\.yaml"):
+        Predictor([best])
+
+
 def test_probabilities_of_runs_are_averaged(classification_runs: tuple[Path, Path], tiny: Path) -> None:
     image = io.read_volume(tiny / "raw" / "tiny_classification" / "images" / "nodule_3.nii.gz")
     center = tuple(image.grid.index_to_world([4, 9, 6]))

@@ -9,11 +9,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from medi3d import io
 from medi3d.config import TaskConfig
-from medi3d.infer.restore import restore_labels
+from medi3d.infer import restore
+from medi3d.infer.restore import Restorer, restore_labels
 from medi3d.io.record import Record
 from medi3d.preprocess import isotropic_grid, prepare_image, resample_to
+from medi3d.preprocess.resampling.resample import ImageResampler
 from medi3d.volume import Grid, LabelMap, Volume
 
 
@@ -87,6 +91,79 @@ def test_there_and_back(name: str, crop: str, segmentation_task: TaskConfig) -> 
         assert dice(back.array == value, label.array == value) > 0.93
     if name == "as prepared" and crop == "none":
         np.testing.assert_array_equal(back.array, label.array)
+
+
+def smooth_probabilities(grid: Grid, classes: int, *, seed: int = 0) -> Tensor:
+    """Random probabilities that change over a few voxels: every class wins somewhere, some are nowhere near it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, classes, *(max(n // 5, 2) for n in grid.shape), generator=generator)
+    logits = functional.interpolate(coarse, grid.shape, mode="trilinear")[0] * 6
+    logits[-1] -= 40
+    return torch.softmax(logits, 0)
+
+
+def restore_plainly(probabilities: Tensor, record: Record) -> np.ndarray:
+    """Every class as a whole by SimpleITK, then the largest; voxels beyond the prepared grid are background."""
+    prepared, native = record.prepared, record.native
+    source = [io.to_sitk(Volume(one[None].numpy(), prepared.affine)) for one in probabilities]
+    target = io.to_sitk(Volume(np.zeros((1, *native.shape), np.float32), native.affine))
+    restored = []
+    for value, image in enumerate(source):
+        coarser = np.array(target.GetSpacing()) / np.array(image.GetSpacing())
+        assert (coarser < 1.4).all()  # beyond, medi3d smooths first
+        restored.append(
+            sitk.GetArrayFromImage(sitk.Resample(image, target, sitk.Transform(), sitk.sitkLinear, float(value == 0)))
+        )
+    return np.stack(restored)
+
+
+@pytest.mark.parametrize("thickness", [1, 7])
+@pytest.mark.parametrize("crop", ["none", "foreground"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_plane_by_plane_the_labels_are_those_of_whole_volumes(
+    name: str, crop: str, thickness: int, segmentation_task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small slabs and boxes, some classes that win nowhere, against SimpleITK on whole volumes of all classes."""
+    monkeypatch.setattr(restore, "_BOX_VOXELS", 3000)
+    monkeypatch.setattr(restore, "_SLAB_BYTES", 2**18)
+    image, _ = make_case(GRIDS[name])
+    spacing_mm = (2.6 if name == "anisotropic" else 1.3, 1.23, 1.37)
+    _, record = prepare_image(image, with_preprocess(segmentation_task, spacing_mm=spacing_mm, crop=crop))
+    probabilities = smooth_probabilities(record.prepared, 5)
+    expected = restore_plainly(probabilities, record)
+    restorer = Restorer(record, 5, keep=(2, 0), thickness=thickness)
+    for block in torch.split(probabilities, thickness, dim=1):
+        restorer.add(block)
+    label, kept = restorer.finish()
+    assert kept is not None
+    np.testing.assert_array_equal(kept.affine, label.affine)
+    np.testing.assert_allclose(kept.array, expected[[2, 0]], atol=2e-5)
+    first, second = np.sort(expected, axis=0)[[-1, -2]]
+    clear = first - second > 1e-4  # SimpleITK computes in another order
+    assert clear.mean() > 0.998
+    np.testing.assert_array_equal(label.array[0][clear], expected.argmax(0)[clear])
+    np.testing.assert_array_equal(label.array, restore_labels(probabilities, record).array)
+    assert set(np.unique(label.array)) == {0, 1, 2, 3}
+
+
+def test_a_finer_prepared_grid_is_smoothed_class_by_class_and_labels_agree(segmentation_task: TaskConfig) -> None:
+    image, _ = make_case(GRIDS["anisotropic"])
+    _, record = prepare_image(image, with_preprocess(segmentation_task, spacing_mm=(1.0, 0.5, 0.5)))
+    probabilities = smooth_probabilities(record.prepared, 4)
+    whole = [
+        ImageResampler(one[None].numpy(), record.prepared, record.native, padding=None, fill=float(value == 0))
+        for value, one in enumerate(probabilities)
+    ]
+    expected = np.stack([one.slab(0, record.native.shape[0])[0] for one in whole]).argmax(0)
+    np.testing.assert_array_equal(restore_labels(probabilities, record).array[0], expected)
+
+
+def test_planes_are_held_no_longer_than_needed(segmentation_task: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "_SLAB_BYTES", 1)
+    image, _ = make_case(GRIDS["permuted"])
+    _, record = prepare_image(image, with_preprocess(segmentation_task, spacing_mm=(1.0, 1.0, 1.0)))
+    restorer = Restorer(record, 4, thickness=3)
+    assert restorer._planes.tensor.shape == (4, 3 + 2, *record.prepared.shape[1:])  # a native plane lies between two
 
 
 def test_what_was_cropped_away_is_background(segmentation_task: TaskConfig) -> None:

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
-from medi3d.infer.windows import label_logits, predict_logits, predict_with_classes
+from medi3d.infer.layout import leave_out_air, window_starts
+from medi3d.infer.planes import Storage
+from medi3d.infer.windows import LogitStream, label_logits, predict_logits, predict_with_classes
+from medi3d.types import IntTriple
 
 
 class Pointwise(nn.Module):
@@ -76,6 +81,102 @@ def test_a_volume_smaller_than_the_window_keeps_its_size(segmentation_task: Task
     found = predict_logits(model, image, change(segmentation_task, train={"patch_size": (6, 5, 8)}))
     with torch.inference_mode():
         torch.testing.assert_close(found, model.layer(image[None])[0], rtol=1e-4, atol=1e-5)
+
+
+def by_monai(model: nn.Module, image: Tensor, task: TaskConfig) -> Tensor:
+    with torch.inference_mode():
+        found = sliding_window_inference(
+            image[None], task.patch_size, 1, model, overlap=task.infer.overlap, mode="gaussian"
+        )
+    assert isinstance(found, Tensor)
+    return found[0]
+
+
+@pytest.mark.parametrize("shape", [(13, 8, 11), (6, 5, 8), (31, 4, 9), (7, 12, 3)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_windows_and_their_weights_are_those_of_monai(
+    segmentation_task: TaskConfig, shape: IntTriple, overlap: float, batch: int
+) -> None:
+    """The network sees where its windows end, so that each window, its place and its weight count."""
+    torch.manual_seed(0)
+    model = nn.Conv3d(1, 3, 3, padding=1).eval()
+    image = torch.randn(1, *shape)
+    task = change(segmentation_task, train={"patch_size": (6, 5, 8)}, overlap=overlap, window_batch=batch)
+    expected = by_monai(model, image, task)
+    torch.testing.assert_close(predict_logits(model, image, task), expected, rtol=1e-5, atol=1e-5)
+    for thickness in (1, 3, 40):
+        blocks = list(LogitStream(model, image, task, Storage()).blocks(thickness))
+        assert [block.shape[1] for block in blocks[:-1]] == [thickness] * (len(blocks) - 1)
+        torch.testing.assert_close(torch.cat(blocks, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_are_held_for_the_depth_of_a_window(
+    segmentation_task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    allocate = Storage.allocate
+
+    def remember(self: Storage, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, object]:
+        shapes.append(shape)
+        return allocate(self, shape, device)
+
+    monkeypatch.setattr(Storage, "allocate", remember)
+    task = change(segmentation_task, train={"patch_size": (6, 5, 8)})
+    stream = LogitStream(Pointwise().eval(), torch.randn(1, 61, 11, 17), task, Storage())
+    assert sum(block.shape[1] for block in stream.blocks(2)) == 61
+    assert shapes == [(3, 7, 11, 17), (1, 7, 11, 17)]  # a window, and a plane of the block that is not full yet
+
+
+def test_sums_on_disk_are_the_same(segmentation_task: TaskConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv3d(1, 3, 3, padding=1).eval()
+    image = torch.randn(1, 23, 11, 17)
+    task = change(segmentation_task, train={"patch_size": (6, 5, 8)})
+    storage = Storage(memory_bytes=1, scratch=tmp_path)
+    found = torch.cat(list(LogitStream(model, image, task, storage).blocks(3)), 1)
+    assert torch.equal(found, predict_logits(model, image, task))
+    assert not list(tmp_path.iterdir())  # the file has no name
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_network_computes_in_the_precision_asked_for_and_sums_are_float32(
+    segmentation_task: TaskConfig, precision: str, kind: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = Pointwise().eval()
+    seen: list[torch.dtype] = []
+    model.layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    image = torch.randn(1, 13, 11, 17)
+    task = change(segmentation_task, train={"patch_size": (6, 5, 8)}, precision=precision)
+    found = predict_logits(model, image, task)
+    assert set(seen) == {kind}
+    assert found.dtype == torch.float32
+    with torch.inference_mode():
+        torch.testing.assert_close(found, model.layer(image[None])[0], rtol=0.02, atol=0.02)
+
+
+def test_windows_in_air_are_left_out_and_are_background(segmentation_task: TaskConfig) -> None:
+    rng = torch.Generator().manual_seed(0)
+    image = 0.01 * torch.randn(1, 16, 48, 80, generator=rng).abs()  # air, and its noise
+    image[0, :, 16:40, 16:40] = 1 + torch.rand(16, 24, 24, generator=rng)
+    torch.manual_seed(0)
+    train = {"patch_size": (16, 16, 16)}
+    all_of_it, body = Pointwise().eval(), Pointwise().eval()
+    body.load_state_dict(all_of_it.state_dict())
+    expected = predict_logits(all_of_it, image, change(segmentation_task, train=train))
+    found = predict_logits(body, image, change(segmentation_task, train=train, skip_air=True))
+    assert len(all_of_it.shapes) == 5 * 9
+    assert len(body.shapes) == 4 * 4  # those that reach into 16 … 40 along H and W
+    torch.testing.assert_close(found[:, :, 8:48, 8:48], expected[:, :, 8:48, 8:48])
+    assert (found[:, :, :, 48:].argmax(0) == 0).all()
+    assert (torch.softmax(found[:, :, :, 48:], 0)[0] > 0.999).all()
+
+
+def test_without_air_or_without_a_body_no_window_is_left_out(segmentation_task: TaskConfig) -> None:
+    for image in (torch.randn(1, 16, 24, 20), torch.zeros(1, 16, 24, 20)):
+        starts = window_starts((16, 24, 20), (8, 8, 8), 0.5)
+        assert leave_out_air(image, starts, (8, 8, 8)) == starts
 
 
 @pytest.mark.parametrize(("axis", "dim"), [("D", 2), ("H", 3), ("W", 4)])
