@@ -146,6 +146,7 @@ def write_page(runs: Sequence[ComparedRun], path: Path) -> Path:
         ],
         date=datetime.now(timezone.utc).strftime("%-d %B %Y"),
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, page.encode("utf-8"))
     return path
 

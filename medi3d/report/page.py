@@ -81,6 +81,7 @@ def write_report(paths: Sequence[Path], output: Path, material: Material) -> Pat
         "training": describe_training(runs, _run_names(runs)),
         "date": datetime.now(timezone.utc).strftime("%-d %B %Y"),
     }
+    output.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(output, render("report.html", **values).encode("utf-8"))
     return output
 
