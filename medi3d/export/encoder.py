@@ -168,7 +168,7 @@ def _write_page(card: Mapping[str, Any]) -> str:
     licence = card["licence"]
     return f"""---
 library_name: medi3d
-license: {licence if licence != "not stated" else "unknown"}
+license: {licence.lower() if licence != "not stated" else "unknown"}
 tags: [medical-imaging, 3d, encoder]
 ---
 

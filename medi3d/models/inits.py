@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from medi3d.config.schema import FAMILIES_3D
 from medi3d.errors import ConfigError
 from medi3d.models.volumetric.networks import NETWORKS_3D
 from medi3d.registry import unknown_name_message
@@ -60,7 +61,7 @@ def parse_init(text: str) -> Init:
         if at and not file:
             raise ConfigError(f"init {text!r}: no file after @; leave @ out to look for installed weights")
         return Init(network=name, file=Path(file) if file else None)
-    if re.search(r"[/.]", text) and ":" not in text:
+    if re.search(r"[/.]", text) and name.partition(":")[0] not in FAMILIES_3D:
         return Init(file=Path(text))
     raise ConfigError(unknown_name_message("init", name, [*INITS, *NETWORKS_3D]) + ", or the path of a checkpoint")
 

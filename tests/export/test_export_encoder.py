@@ -94,7 +94,7 @@ def test_the_card_tells_what_a_user_must_know(tmp_path: Path) -> None:
         f"encoder.{name}" for name in encoder.state_dict()
     }
     page = (folder / "README.md").read_text()
-    assert "license: Apache-2.0\n" in page
+    assert "license: apache-2.0\n" in page
     assert "trained on: task: liver, cases: 30" in page
 
 

@@ -13,7 +13,7 @@ from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
 from medi3d.planning.trial import LiveBytes
 
-NETWORKS = ["resnet18", "tf_efficientnet_lite0", "convnext_atto", "torchvision/resnet18"]
+NETWORKS = ["test_resnet", "tf_efficientnet_lite0", "test_convnext", "torchvision/resnet18"]
 
 
 def make(backbone: str) -> nn.Module:
@@ -77,7 +77,7 @@ def test_a_step_is_the_same_and_takes_less(backbone: str) -> None:
 
 
 def test_in_prediction_blocks_are_as_they_were() -> None:
-    model = make("resnet18").eval()
+    model = make("test_resnet").eval()
     x = torch.randn(1, 1, 8, 32, 32)
     with torch.no_grad():
         expected = model(x)
@@ -86,7 +86,7 @@ def test_in_prediction_blocks_are_as_they_were() -> None:
 
 
 def test_a_frozen_part_is_not_computed_again() -> None:
-    model = make("resnet18")
+    model = make("test_resnet")
     calls = []
     model.encoder.body.body.layer1[0].conv1.register_forward_hook(lambda *_: calls.append(1))
     checkpoint_activations(model)

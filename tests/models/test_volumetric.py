@@ -26,6 +26,7 @@ from medi3d.inflation import anisotropic
 from medi3d.models import create_encoder, create_model
 from medi3d.models.creation import load_encoder_state
 from medi3d.models.inits import parse_init
+from medi3d.models.matching import match_tensors
 from medi3d.models.orientation import Orientation
 from medi3d.models.volumetric.inception import pad_same
 from medi3d.models.volumetric.networks import NETWORKS_3D
@@ -107,6 +108,31 @@ def test_deeper_medicalnets_have_the_published_tensors(depth: int) -> None:
     assert {name: tensor.shape for name, tensor in found.items()} == {
         name: tensor.shape for name, tensor in expected.items()
     }
+
+
+# --- Merlin and Astra: the outputs are compared in test_astra.py
+
+
+@pytest.mark.parametrize("prefix", ["encode_image.i3_resnet.", "visual_encoder.model.encode_image.i3_resnet.", ""])
+def test_the_image_encoder_is_found_in_a_language_models_file(prefix: str) -> None:
+    network = NETWORKS_3D["merlin"]
+    with torch.device("meta"):
+        places = network.build().state_dict()
+        file = {f"{prefix}{name}": torch.empty(place.shape, dtype=torch.bfloat16) for name, place in places.items()}
+        file |= {f"{prefix}classifier.weight": torch.empty(1692, 2048, 1, 1, 1)}
+        file |= {f"{prefix}contrastive_head.bias": torch.empty(512)}
+        file |= {"encode_text.layer.0.weight": torch.empty(4)} if prefix else {}
+    found, report = match_tensors(file, places, where="file", rules=network.rules)
+    assert found.keys() == places.keys()
+    dropped = {row.source: row.how for row in report.rows if row.fate == "dropped"}
+    expected = {
+        f"{prefix}classifier.weight": "the classifier's head",
+        f"{prefix}contrastive_head.bias": "the head that compares image and text",
+    }
+    if prefix:
+        expected["encode_text.layer.0.weight"] = f"another part of the checkpoint than {prefix[:-1]}"
+    assert dropped == expected
+    assert "bfloat16 as float32" in next(row.how for row in report.rows if row.target == "conv1.weight")
 
 
 # --- hassony2's inflated networks

