@@ -180,18 +180,24 @@ def choose_steps(cases: Sequence[Case], task: TaskConfig, *, grid: str) -> Choic
 
 
 def _list_candidates(task: TaskConfig) -> Iterator[tuple[str, Sequence[PostprocessStep]]]:
-    """Yield what is tried: for all labels together, where there are several, then for each."""
+    """Yield what is tried, the mildest first: of equally good steps the first is taken.
+
+    For all labels together, where there are several, then for each.
+    """
     labels = tuple(sorted(task.data.labels))
     if len(labels) > 1:
-        together: list[PostprocessStep] = [LargestComponent(labels=labels, together=True)]
-        together += [RemoveSmall(labels=labels, together=True, min_ml=ml) for ml in MIN_ML]
-        together += [FillHoles(labels=labels), *(Smooth(labels=labels, sigma_mm=mm) for mm in SIGMA_MM)]
-        yield "all labels", together
+        yield "all labels", _list_steps(labels, together=True)
     for label in labels:
-        alone: list[PostprocessStep] = [LargestComponent(labels=(label,))]
-        alone += [RemoveSmall(labels=(label,), min_ml=ml) for ml in MIN_ML]
-        alone += [FillHoles(labels=(label,)), *(Smooth(labels=(label,), sigma_mm=mm) for mm in SIGMA_MM)]
-        yield task.data.labels[label], alone
+        yield task.data.labels[label], _list_steps((label,), together=False)
+
+
+def _list_steps(labels: tuple[int, ...], *, together: bool) -> list[PostprocessStep]:
+    return [
+        *(RemoveSmall(labels=labels, together=together, min_ml=ml) for ml in MIN_ML),
+        FillHoles(labels=labels),
+        LargestComponent(labels=labels, together=together),
+        *(Smooth(labels=labels, sigma_mm=mm) for mm in SIGMA_MM),
+    ]
 
 
 def _score(
