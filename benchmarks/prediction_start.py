@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--peer", type=Path, help="the interpreter that has nnunetv2")
-    parser.add_argument("--plans", type=Path)
+    parser.add_argument("--plans", type=Path, help="in the folder that nnU-Net has prepared")
     parser.add_argument("--dataset", type=Path)
     return parser.parse_args()
 
@@ -73,8 +73,8 @@ def main() -> None:
     measure("`medi3d predict`", [*command, "--overwrite", "--output", str(options.work / "out")], environment)
     if options.peer is None:
         return
-    for part in ("raw", "preprocessed", "results"):
-        environment[f"nnUNet_{part}"] = str(options.work / part)
+    environment |= {f"nnUNet_{part}": str(options.work / part) for part in ("raw", "results")}
+    environment["nnUNet_preprocessed"] = str(options.plans.parents[1])  # its trainer lists the prepared cases
     environment["nnUNet_compile"] = "False"
     made = subprocess.run(
         [str(options.peer), "-W", "ignore", "-c", MAKE, str(options.plans), str(options.dataset)],
