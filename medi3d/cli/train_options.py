@@ -31,7 +31,9 @@ Task = Annotated[str | None, typer.Option(help="Built-in task or path of a YAML 
 Init = Annotated[
     str | None,
     typer.Option(
-        help="imagenet-inflated, imagenet-center, imagenet-overshoot, random, or a checkpoint.", rich_help_panel=_TASK
+        help="imagenet-inflated, imagenet-center, imagenet-overshoot, random; a checkpoint or exported encoder; or a "
+        "published 3D network, which is then the backbone: astra, medicalnet:resnet50@FILE.",
+        rich_help_panel=_TASK,
     ),
 ]
 Backbone = Annotated[str | None, typer.Option(help="timm's name of the 2D network to inflate.", rich_help_panel=_TASK)]
