@@ -14,11 +14,11 @@ from medi3d.models import create_encoder
 from medi3d.train.optimizer import create_optimizer, find_stages, group_parameters
 
 BACKBONES = [
-    "resnet18",
+    "test_resnet",
     "tf_efficientnet_lite0",
     pytest.param("mobilenetv3_small_050", marks=pytest.mark.slow),
     pytest.param("regnetx_002", marks=pytest.mark.slow),
-    "convnext_atto",
+    "test_convnext",
     pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
     "vit_tiny_patch16_224",
     "torchvision/resnet18",
