@@ -197,6 +197,7 @@ def _compare(runs: Sequence[str], panels: Mapping[str, Sequence[Interval | None]
         axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=4)
     return figure
 
 

@@ -78,8 +78,7 @@ def difference_text(run: ComparedRun, segment: str, metric: str) -> str:
     if difference is None or difference.interval.value is None:
         return ""
     sign = "+" if difference.interval.value > 0 else ""
-    tail = "" if difference.p_value is None else f", p = {difference.p_value:.2g}"
-    return f"{sign}{_joined(interval_cell(metric, difference.interval))}{tail}"
+    return f"{sign}{_joined(interval_cell(metric, difference.interval))}{_p_text(difference.p_value)}"
 
 
 def size_texts(run: ComparedRun) -> tuple[str, str]:
@@ -183,6 +182,12 @@ def _rows(runs: Sequence[ComparedRun]) -> Iterator[dict[str, Any]]:
                     "parameters": run.parameters,
                     "trained_minutes": "" if run.seconds is None else f"{run.seconds / 60:.2f}",
                 }
+
+
+def _p_text(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    return ", p < 0.001" if p_value < 0.001 else f", p = {p_value:.2g}"
 
 
 def _exact(value: float | None) -> str:

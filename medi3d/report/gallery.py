@@ -75,7 +75,7 @@ def describe_gallery(
             volumes.append({"id": case_id, "rank": why, "volumes": case_volumes(case, labels)})
     if not pictures:
         return None, None
-    gallery = {"cases": pictures, "title": "Cases to look at", "explanation": _explain(scores)}
+    gallery = {"cases": pictures, "title": "Cases to look at", "explanation": _explain(scores, task)}
     if not with_viewer:
         return gallery, None
     layers = [layer for layer in _layers(labels) if layer["key"] in volumes[0]["volumes"]["layers"]]
@@ -153,13 +153,19 @@ def _ordinal(number: int) -> str:
     return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number, 'th') }"
 
 
-def _explain(scores: Scores) -> str:
+def _explain(scores: Scores, task: TaskConfig) -> str:
+    beyond = (
+        " Where the cube reaches beyond the scan, the scan is mirrored or drawn out."
+        if task.preprocess.crop == "cube"
+        else ""
+    )
     if scores.kind == "segmentation":
         return (
             "The three large pictures lie where drawing and truth differ most, the small ones at even distances "
-            "through the region. Coloured line: drawn by the network. Dashed white line: the truth."
+            "through the region. Coloured line: drawn by the network. Dashed white line: the truth." + beyond
         )
     return (
         "Bright colours mark what spoke for the class that was predicted (Grad-CAM over all stages of the network). "
         "They show where it looked, not why, and not whether it was right. The small pictures are the image alone."
+        + beyond
     )

@@ -190,8 +190,7 @@ def _tiles(scores: Scores) -> list[dict[str, str]]:
         words = describe_metric(metric)
         if metric in main and interval.value is not None and len(tiles) < 5:
             cell = interval_cell(metric, interval)
-            between = f"{cell['low']} to {cell['high']}" if cell["low"] else "no interval"
-            note = f"{between} · {name}"
+            note = f"{cell['low']} to {cell['high']}" if cell["low"] else "no interval"
             tiles.append({"name": words.title, "value": cell["value"], "unit": words.unit, "note": note})
     return tiles
 
@@ -206,7 +205,8 @@ def _case_note(scores: Scores) -> str:
 
 
 def _notes(scores: Scores) -> list[str]:
-    notes = []
+    name, _ = headline(scores)
+    notes = [f"The boxes hold the values of {name}, each with its 95 % interval."]
     if scores.missing:
         notes.append(f"{len(scores.missing)} cases have a reference but no prediction; they are not in the figures.")
     if scores.cases < 30:

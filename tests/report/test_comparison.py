@@ -45,6 +45,10 @@ def test_values_and_differences_are_written_with_their_intervals(runs: list[Comp
     assert value_text(runs[0], "all labels", "iou") == "–"
     assert difference_text(runs[1], "all labels", "dice") == "−0.200 (−0.300 to −0.100), p = 0.031"
     assert difference_text(runs[0], "all labels", "dice") == ""
+    sure = {"all labels": {"dice": Difference(Interval(0.02, 0.01, 0.03, 5), 4e-7)}}
+    assert difference_text(replace(runs[1], differences=sure), "all labels", "dice") == (
+        "+0.020 (0.010 to 0.030), p < 0.001"
+    )
     assert [size_texts(run) for run in runs] == [("5.00 M", "1 h 30 min"), ("1.23 M", "–")]
 
 
