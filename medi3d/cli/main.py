@@ -60,7 +60,8 @@ class _Commands(TyperGroup):
         function = getattr(import_module(f"medi3d.cli.{_MODULES[cmd_name]}"), cmd_name)
         single.command(cmd_name, cls=SpacingCommand)(function)
         command = get_command(single)
-        for entry in (command, *command.params):
+        entries: list[Any] = [command, *command.params]
+        for entry in entries:
             if getattr(entry, "help", None):  # arguments of click itself have none
                 entry.help = escape(entry.help)
         return command
