@@ -88,5 +88,7 @@ def _ask_tree(places: Array, surface: Array, spacing_mm: FloatTriple) -> FloatAr
 
     voxels = np.argwhere(surface)
     asked = np.stack(np.unravel_index(places, surface.shape), axis=1)
-    _, nearest = cKDTree(voxels * spacing_mm, leafsize=32).query(asked * np.asarray(spacing_mm))
+    # Unbalanced, with large leaves: built in less than half the time, which few questions do not earn back.
+    tree = cKDTree(voxels * np.asarray(spacing_mm), leafsize=64, balanced_tree=False, compact_nodes=False)
+    _, nearest = tree.query(asked * np.asarray(spacing_mm))
     return length_mm(asked - voxels[nearest], spacing_mm)

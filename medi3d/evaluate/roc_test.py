@@ -71,7 +71,7 @@ def _placements(positive: Array, scores: FloatArray) -> FloatArray:
 
 
 def _clustered_variance(positive: Array, deviations: FloatArray, patients: Array) -> float:
-    """Return the variance of the mean placement (Obuchowski 1997, equation 3)."""
+    """Return the variance of the mean placement (Obuchowski 1997)."""
     count = int(patients.max()) + 1
     sums, sizes, scales = [], [], []
     for own in (positive, ~positive):

@@ -94,6 +94,7 @@ def test_voxels_that_nobody_annotated_enter_no_size() -> None:
     known = np.ones(SHAPE, bool)
     known[:, :, 5:] = False
     assert count_lesions(guess, truth, known=known).panoptic_iou == 1
+    assert count_lesions(truth, truth, known=known).panoptic_iou == 1
     assert count_lesions(guess, truth).panoptic_iou == 0
     assert count_lesions(guess | place((8, 12, 2, 2)), truth, known=known).predicted == 1
 

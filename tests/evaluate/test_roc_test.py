@@ -17,7 +17,7 @@ def draw(seed: int, cases: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def delong_by_definition(positive: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """DeLong, DeLong and Clarke-Pearson 1988, equations 4 to 8, pair by pair."""
+    """DeLong, DeLong and Clarke-Pearson 1988, pair by pair."""
     components = []
     for scores in (first, second):
         kernel = (scores[positive][:, None] > scores[~positive]) + 0.5 * (
