@@ -42,7 +42,7 @@ def test_a_yaml_block_is_a_valid_task(page: Path, line: int, source: str) -> Non
     values = yaml.safe_load(source)
     if "name" not in values:  # a part of a task; complete it
         values = {"name": "part", "kind": "segmentation", **values}
-        values["data"] = {"labels": {1: "structure"}, **values["data"]}
+        values["data"] = {"labels": {1: "structure", 2: "other"}, **values.get("data", {})}
     assert load_task(f"{page.name}:{line}", values=values)
 
 
