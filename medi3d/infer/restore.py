@@ -160,8 +160,9 @@ class Restorer:
         highest: Array | None = None
         for value in sorted({*rivals, *self._keep} if len(rivals) > 1 else self._keep):
             here = self._interpolate(value, box)
-            if self._kept_view is not None and value in self._keep:
-                self._kept_view[(self._keep.index(value), *box)] = here
+            for channel, wanted in enumerate(self._keep):
+                if wanted == value and self._kept_view is not None:
+                    self._kept_view[(channel, *box)] = here
             if highest is None:
                 highest = here
             elif value in rivals:
