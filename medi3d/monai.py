@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from medi3d.errors import ConfigError
 from medi3d.models.backbone import is_pyramid
 from medi3d.models.creation import create_encoder
-from medi3d.models.encoder import PYRAMID_STRIDES, Encoder
+from medi3d.models.encoder import PYRAMID_STRIDES, Encoder, resize_map
 from medi3d.models.pyramid import collect_maps
 from medi3d.models.volumetric.networks import NETWORKS_3D
 from medi3d.models.zoo import create_backbone, list_backbones
@@ -64,7 +64,9 @@ class FlexibleUNetEncoder(nn.Module, BaseEncoder):  # type: ignore[misc]  # MONA
         maps = collect_maps(self.encoder, x, self.encoder(x))
         strides = {max(stride): stride for stride in self.encoder.strides}
         volume = self.encoder.scaling.scale(x).mean(1, keepdim=True)
-        return [_coarsen(maps.get(level, volume), strides.get(level, (1, 1, 1)), level) for level in self.levels]
+        coarse = [_coarsen(maps.get(level, volume), strides.get(level, (1, 1, 1)), level) for level in self.levels]
+        # Some networks cut off the border, as Inception does.
+        return [resize_map(m, x.shape[2:], (level,) * 3) for m, level in zip(coarse, self.levels, strict=True)]
 
     @classmethod
     def get_encoder_names(cls) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from monai.apps.detection.networks.retinanet_network import RetinaNet
 from monai.networks.nets import FlexibleUNet, NetAdapter
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE
+from smallest_networks import SMALLEST
 
 import medi3d.monai
 from medi3d.errors import ConfigError
 from medi3d.models import create_encoder
+from medi3d.models.backbone import run_for_shapes
 from medi3d.models.zoo import list_backbones
 from medi3d.monai import EncoderWithFPN, FlexibleUNetEncoder, create_trunk, register_encoder
 
@@ -40,6 +44,22 @@ def test_flexible_unet_takes_an_encoder(name: str) -> None:
     assert len(maps) == row["feature_number"]
     for level, feature in zip((2, 4, 8, 16, 32), maps, strict=False):
         assert feature.shape[2:] == (32 // level, 32 // level, 64 // level)
+
+
+@pytest.mark.filterwarnings("ignore:::timm", "ignore:::torchvision")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "test_efficientnet" else pytest.mark.slow) for n in SMALLEST.values()]
+)
+def test_every_family_of_backbones_gives_the_levels(name: str) -> None:
+    """Shapes alone, on the smallest network of each file of timm's and each family of torchvision's."""
+    row = FLEXUNET_BACKBONE.register_dict[f"medi3d/{name}"]
+    encoder = row["type"](**row["parameter"])
+    step = encoder.encoder.slices.step
+    plane = encoder.encoder.slices.size if step is None else (2 * math.lcm(step, 32), 3 * math.lcm(step, 32))
+    maps = run_for_shapes(encoder, (1, 1, 32, *plane))
+    assert tuple(m.shape[1] for m in maps) == tuple(row["feature_channel"])
+    for level, feature in zip((2, 4, 8, 16, 32), maps, strict=False):
+        assert feature.shape[2:] == tuple(-(-n // level) for n in (32, *plane))
 
 
 def test_every_backbone_is_known_by_name_and_none_is_made_for_it() -> None:

@@ -85,7 +85,9 @@ class Encoder(nn.Module):
             )
         maps = self._run(self.scaling(x))
         return (
-            [_resize(m, x.shape[2:], s) for m, s in zip(maps, self.strides, strict=True)] if self.is_resized else maps
+            [resize_map(m, x.shape[2:], s) for m, s in zip(maps, self.strides, strict=True)]
+            if self.is_resized
+            else maps
         )
 
     def _run(self, scaled: Tensor) -> list[Tensor]:
@@ -94,8 +96,8 @@ class Encoder(nn.Module):
         return [self.orientation.turn_back(m) for m in self.body(self.orientation.turn(scaled))]
 
 
-def _resize(feature: Tensor, volume: torch.Size, strides: IntTriple) -> Tensor:
-    """Bring a map to ⌈D / s⌉ × ⌈H / s⌉ × ⌈W / s⌉.
+def resize_map(feature: Tensor, volume: torch.Size, strides: IntTriple) -> Tensor:
+    """Bring a map of a volume (D, H, W) to ⌈D / s⌉ × ⌈H / s⌉ × ⌈W / s⌉.
 
     ViTDet's simple feature pyramid (Li et al. 2022, arXiv:2203.16527) without its learned deconvolutions: it comes
     after the inflated network, where the volume's depth is known, and the decoder's convolutions learn the rest.

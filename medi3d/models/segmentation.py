@@ -12,7 +12,7 @@ from medi3d.errors import ConfigError, InflationError
 from medi3d.models.backbone import try_run
 from medi3d.models.blocks import PointConv
 from medi3d.models.classifier import create_class_head, pool_features
-from medi3d.models.encoder import Encoder
+from medi3d.models.encoder import Encoder, resize_map
 from medi3d.models.fpn import FPNDecoder
 from medi3d.models.monai_decoders import BasicUNetDecoder, UnetrDecoder
 from medi3d.models.outputs import Outputs
@@ -94,6 +94,7 @@ class SegmentationNetwork(nn.Module):
             create_class_head(norm, sum(encoder.channels), num_target_classes, dropout) if num_target_classes else None
         )
         self._small_planes: dict[tuple[int, int], bool] = {}
+        self._needs_multiples = row.needs_multiples
         self._multiples = encoder.strides[-1] if row.needs_multiples else (1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
@@ -101,6 +102,9 @@ class SegmentationNetwork(nn.Module):
         size = x.shape[2:]
         padded = self._pad(x)
         features = self.encoder(padded)
+        if self._needs_multiples:  # some networks cut off the border, as Inception does
+            strides = self.encoder.strides
+            features = [resize_map(m, padded.shape[2:], s) for m, s in zip(features, strides, strict=True)]
         maps = self.blocks(collect_maps(self.encoder, padded, features))
         logits = crop_back(self.head(maps[1]), size, padded.shape[2:])
         if not self.training or (not self.coarse_heads and self.class_head is None):

@@ -110,7 +110,7 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
 def test_what_cannot_be_inspected_says_why() -> None:
     with pytest.raises(ConfigError, match="unknown depth plan 'i4d'; did you mean 'i3d'"):
         inspect_encoder("resnet10t", plan="i4d", random_weights=True)
-    with pytest.raises(ConfigError, match=r"unknown init 'overshot'.* Known: imagenet-center"):
+    with pytest.raises(ConfigError, match=r"unknown init 'overshot'.* Known: astra, .*imagenet-center"):
         inspect_encoder("resnet18", init="overshot")
     result = run("resnet18", "--random-weights", "--weights", "a.pth")
     assert isinstance(result.exception, ConfigError)

@@ -65,6 +65,15 @@ def test_padding_does_not_change_what_needs_none(decoder: str) -> None:
     assert torch.equal(padded[0, 0, 7, 11, 13:], volume[0, 0, 6, 10, 12].expand(3))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::timm")
+def test_a_backbone_that_cuts_off_the_border_goes_with_monais_blocks() -> None:
+    encoder = create_encoder("inception_v3", init="random", stages=3)
+    network = SegmentationNetwork(encoder, num_classes=2, decoder_channels=(4, 6), decoder="monai/unetr").eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 1, 9, 90, 100)).shape == (1, 2, 9, 90, 100)
+
+
 def test_slices_of_any_size_go_to_a_backbone_of_one_size() -> None:
     encoder = create_encoder("test_vit", init="random", image_size=(48, 48))
     encoder.slices = type(encoder.slices)((48, 48), None)

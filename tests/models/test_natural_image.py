@@ -68,7 +68,7 @@ def test_a_volume_of_two_photographs_is_another_matter() -> None:
 
 
 def test_pretrained_tensors_that_an_encoder_has_no_use_for_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="medi3d.models.encoder")
+    caplog.set_level(logging.INFO, logger="medi3d.models.creation")
     create_encoder("tf_efficientnet_lite0", stages=4)
     expected = "the encoder has no use for the tensors of blocks.5 (72), blocks.6 (18), conv_head (1), bn2 (5), class"
     assert expected in caplog.text
