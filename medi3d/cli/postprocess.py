@@ -14,7 +14,7 @@ from medi3d.cli.predict import describe_step
 from medi3d.cli.predict_progress import PredictProgress
 
 if TYPE_CHECKING:
-    from medi3d.cli.choose_postprocess import Choice
+    from medi3d.study.postprocess_choice import Choice
 
 
 def postprocess(
@@ -31,9 +31,9 @@ def postprocess(
 
     From then on `medi3d predict` does them, and says so.
     """
-    from medi3d.cli.choose_postprocess import choose_steps, predict_plainly, write_choice
     from medi3d.runs.folder import RunFolder
     from medi3d.runs.folds import find_runs
+    from medi3d.study.postprocess_choice import choose_steps, predict_plainly, write_choice
 
     folders = [RunFolder(run) for run in find_runs(runs)]
     task = folders[0].load_config()

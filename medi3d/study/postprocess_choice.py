@@ -7,8 +7,9 @@ change no other label's Dice, so labels are searched one by one, after the steps
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from medi3d.evaluate import Interval, bootstrap_difference, dice_scores, mean_of
 from medi3d.infer.batch import BatchOptions, predict_cases, predict_prepared_cases
 from medi3d.infer.postprocess import postprocess
 from medi3d.infer.predictor import Predictor
-from medi3d.io import PreparedCase, PreparedStore, read_label_map
+from medi3d.io import PreparedCase, PreparedStore, atomic, read_label_map
 from medi3d.preprocess.cases.raw_case import RawCases
 from medi3d.preprocess.cases.sources import find_raw_cases
 from medi3d.runs.folder import RunFolder
@@ -283,11 +284,6 @@ def write_choice(runs: Sequence[RunFolder], choice: Choice, where: Mapping[str, 
         choice: what was chosen.
         where: more for the record, ``postprocess.json`` in the run's folder.
     """
-    import json
-    from dataclasses import replace
-
-    from medi3d.io import atomic
-
     for run in runs:
         with run.lock():
             task = run.load_config()

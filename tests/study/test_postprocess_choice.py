@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from medi3d.cli.choose_postprocess import Case, Choice, choose_steps, write_choice
 from medi3d.config import TaskConfig
 from medi3d.config.postprocess import FillHoles, LargestComponent, RemoveSmall
 from medi3d.errors import InputError
 from medi3d.evaluate import Interval, dice_scores
 from medi3d.infer.postprocess import postprocess
 from medi3d.runs.folder import RunFolder
+from medi3d.study.postprocess_choice import Case, Choice, choose_steps, write_choice
 from medi3d.volume import LabelMap
 
 AFFINE = np.diag([2.5, 1.0, 1.0, 1.0])
