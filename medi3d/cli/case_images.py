@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medi3d.study.out_of_fold import CHECKPOINT
 from medi3d.infer.activation import activation_map
 from medi3d.infer.predictor import Predictor
 from medi3d.io import PreparedCase, read_label_map
 from medi3d.preprocess.resampling.resample import resample_to
 from medi3d.report.montage import CaseImages
+from medi3d.study.out_of_fold import CHECKPOINT
 from medi3d.volume import LabelMap, Volume
 
 
