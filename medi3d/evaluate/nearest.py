@@ -15,7 +15,7 @@ import numpy as np
 from medi3d.types import Array, FloatArray, FloatTriple, IntTriple
 
 NEAR_OFFSETS = 250
-"""Offsets tried before the tree is asked: one try costs 12 ns, one question 10 µs."""
+"""Offsets tried before the tree is asked; from 60 to 500, the time of two surfaces changed by a quarter at most."""
 
 
 @lru_cache(maxsize=64)
