@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -19,6 +19,7 @@ from medi3d.errors import ConfigError
 
 if TYPE_CHECKING:
     from medi3d.config import TaskConfig
+    from medi3d.infer.batch import BatchOptions
     from medi3d.infer.predictor import Predictor
     from medi3d.infer.summary import PredictionSummary
 
@@ -30,37 +31,47 @@ class Center(str, Enum):
     image = "image"
 
 
+Runs = Annotated[list[Path], typer.Argument(help="Runs, or folders of folds; all are averaged.")]
+Output = Annotated[Path, typer.Option(help="Folder for the results; what is there of the same input is kept.")]
+Source = Annotated[Path | None, typer.Option("--input", help="Image, folder of images, DICOM series, or .csv table.")]
+Watched = Annotated[
+    Path | None, typer.Option(help="Folder: predict what is put there, as it arrives, until told to stop (Ctrl-C).")
+]
+Masks = Annotated[Path | None, typer.Option(help="Mask, or folder of masks, that tell where a cube is cut.")]
+Centered = Annotated[Center, typer.Option(help="Cut a cube at the mask, or in the middle of the image.")]
+OutOfFold = Annotated[
+    bool, typer.Option("--out-of-fold", help="Predict each case only with the runs that held it out.")
+]
+Probabilities = Annotated[
+    list[str] | None, typer.Option(help="Label, by name or value, whose probabilities are written too; repeat it.")
+]
+Report = Annotated[
+    Path | None, typer.Option(help="JSON file of what was done: geometry, volumes in ml, times, model hashes.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")]
+Plain = Annotated[bool, typer.Option("--no-postprocess", help="Leave label maps as the networks answer.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Other settings of the prediction, as infer.overlap=0.25.")
+]
+Which = Annotated[Checkpoint, typer.Option(help="Best by validation score, or last.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of folds; all are averaged.")],
-    output: Annotated[Path, typer.Option(help="Folder for the results; what is there of the same input is kept.")],
-    source: Annotated[
-        Path | None, typer.Option("--input", help="Image, folder of images, DICOM series, or .csv table.")
-    ] = None,
-    watch: Annotated[
-        Path | None, typer.Option(help="Folder: predict what is put there, as it arrives, until told to stop (Ctrl-C).")
-    ] = None,
-    masks: Annotated[Path | None, typer.Option(help="Mask, or folder of masks, that tell where a cube is cut.")] = None,
-    center: Annotated[
-        Center, typer.Option(help="Cut a cube at the mask, or in the middle of the image.")
-    ] = Center.mask,
-    out_of_fold: Annotated[
-        bool, typer.Option("--out-of-fold", help="Predict each case only with the runs that held it out.")
-    ] = False,
-    probabilities: Annotated[
-        list[str] | None, typer.Option(help="Label, by name or value, whose probabilities are written too; repeat it.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="JSON file of what was done: geometry, volumes in ml, times, model hashes.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
-    no_postprocess: Annotated[
-        bool, typer.Option("--no-postprocess", help="Leave label maps as the networks answer.")
-    ] = False,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Other settings of the prediction, as infer.overlap=0.25.")
-    ] = None,
-    checkpoint: Annotated[Checkpoint, typer.Option(help="Best by validation score, or last.")] = Checkpoint.best,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    runs: Runs,
+    output: Output,
+    source: Source = None,
+    watch: Watched = None,
+    masks: Masks = None,
+    center: Centered = Center.mask,
+    out_of_fold: OutOfFold = False,
+    probabilities: Probabilities = None,
+    report: Report = None,
+    overwrite: Overwrite = False,
+    no_postprocess: Plain = False,
+    assignments: Settings = None,
+    checkpoint: Which = Checkpoint.best,
+    device: Device = "auto",
 ) -> None:
     """Predict new cases with trained runs; an output bears its input's name.
 
@@ -71,8 +82,7 @@ def predict(
         raise ConfigError("give either --input (an image, a folder, a DICOM series, a .csv) or --watch FOLDER")
     if watch is not None and out_of_fold:
         raise ConfigError("--watch waits for new cases, and --out-of-fold is about those of the training; give one")
-    from medi3d.infer.batch import BatchOptions, predict_files
-    from medi3d.infer.hot_folder import watch_folder
+    from medi3d.infer.batch import BatchOptions
     from medi3d.infer.predictor import Predictor
     from medi3d.infer.summary import write_report
     from medi3d.runs.folds import find_runs
@@ -92,28 +102,47 @@ def predict(
         if report is not None:
             write_report(report, predictor, done)
 
-    with PredictProgress(Console(stderr=True)).shown() as progress:
-        if source is not None:
-            summary = predict_files(
-                predictor, source, output, masks=masks, options=options, on_case=progress.start_case
-            )
-        else:
-            assert watch is not None
-            with _until_signal() as stop:
-                summary = watch_folder(
-                    predictor,
-                    watch,
-                    output,
-                    stop=stop,
-                    masks=masks,
-                    options=options,
-                    on_case=progress.start_case,
-                    on_round=write,
-                )
+    if source is not None:
+        summary = _predict_input(predictor, source, output, masks, options)
+    else:
+        assert watch is not None
+        summary = _predict_arrivals(predictor, watch, output, masks, options, write)
     write(summary)
     _print_summary(summary, console, report)
     if summary.problems:
         raise typer.Exit(1)
+
+
+def _predict_input(
+    predictor: Predictor, source: Path, output: Path, masks: Path | None, options: BatchOptions
+) -> PredictionSummary:
+    from medi3d.infer.batch import predict_files
+
+    with PredictProgress(Console(stderr=True)).shown() as progress:
+        return predict_files(predictor, source, output, masks=masks, options=options, on_case=progress.start_case)
+
+
+def _predict_arrivals(
+    predictor: Predictor,
+    folder: Path,
+    output: Path,
+    masks: Path | None,
+    options: BatchOptions,
+    on_round: Callable[[PredictionSummary], None],
+) -> PredictionSummary:
+    from medi3d.infer.hot_folder import watch_folder
+
+    with PredictProgress(Console(stderr=True)).shown() as progress, _until_signal() as stop:
+        return watch_folder(
+            predictor,
+            folder,
+            output,
+            stop=stop,
+            masks=masks,
+            options=options,
+            on_case=progress.start_case,
+            on_round=on_round,
+        )
 
 
 def _find_labels(task: TaskConfig, wanted: list[str]) -> tuple[int, ...]:
