@@ -217,6 +217,13 @@ def test_the_largest_interpolated_probability_wins() -> None:
     np.testing.assert_array_equal(back.array[0, 0, 0], [1, 1, 1, 1, 2, 2, 2, 2])
 
 
+def test_a_class_wins_with_hardly_more_than_its_share() -> None:
+    """Of four classes one has at least a quarter; one that has less cannot win and is passed over, no other."""
+    native, prepared = (Grid((n, 4, 5), np.diag([12.0 / n, 1.0, 1.0, 1.0])) for n in (6, 4))
+    probabilities = torch.tensor([0.2495, 0.2496, 0.2512, 0.2497])[:, None, None, None].expand(4, *prepared.shape)
+    assert (restore_labels(probabilities, Record(native, prepared)).array == 2).all()
+
+
 def test_many_classes_need_a_wider_type() -> None:
     grid = Grid((2, 3, 4), np.diag([2.0, 1.5, 1.0, 1.0]))
     probabilities = torch.zeros(300, *grid.shape)
