@@ -79,7 +79,7 @@ class TrialNetwork:
             # Some networks read positions out of a tensor: a small patch is computed, and counts by its voxels.
             small = (*size[:2], *self._small_patch(patch_size))
             peak = self._peak_bytes(copy.deepcopy(self._model), small, "cpu") * math.prod(size) // math.prod(small)
-        half = 1.0 if self.task.train.precision == "no" else RULES.half_precision
+        half = RULES.half_precision if self.task.train.precision in ("bf16", "fp16") else 1.0
         # Images in float32 and label maps in int64: of this batch, and of the next one that is made meanwhile.
         waiting = 2 * batch_size * math.prod(patch_size) * (4 * self.task.in_channels + 8)
         # AdamW makes the size of all weights once more, when the feature maps are gone.

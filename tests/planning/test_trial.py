@@ -88,6 +88,7 @@ def test_the_optimiser_and_the_average_count(trial: TrialNetwork) -> None:
 def test_half_precision_needs_less() -> None:
     full, half = (estimate_training_bytes(make_task(train__precision=name)) for name in ("no", "bf16"))
     assert 0.5 * full < half < 0.8 * full
+    assert estimate_training_bytes(make_task()) == full  # before it is planned
 
 
 def test_recomputed_maps_are_not_kept() -> None:
