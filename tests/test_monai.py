@@ -55,7 +55,7 @@ def test_every_family_of_backbones_gives_the_levels(name: str) -> None:
     row = FLEXUNET_BACKBONE.register_dict[f"medi3d/{name}"]
     encoder = row["type"](**row["parameter"])
     step = encoder.encoder.slices.step
-    plane = encoder.encoder.slices.size if step is None else (2 * math.lcm(step, 32), 3 * math.lcm(step, 32))
+    plane = encoder.encoder.slices.size if step is None else (4 * math.lcm(step, 32), 5 * math.lcm(step, 32))
     maps = run_for_shapes(encoder, (1, 1, 32, *plane))
     assert tuple(m.shape[1] for m in maps) == tuple(row["feature_channel"])
     for level, feature in zip((2, 4, 8, 16, 32), maps, strict=False):
