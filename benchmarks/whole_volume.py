@@ -11,7 +11,8 @@ with half overlap, Gaussian weights, one at a time. medi3d prepares the image fo
 preprocessor does it. "Plain" is MONAI's ``sliding_window_inference``, a softmax, every class interpolated as a whole
 onto the native grid by medi3d's resampler, and an arg-max: what medi3d's labels are compared with, voxel by voxel.
 medi3d-2G may hold 2 GB of planes in memory; the rest lies in a file. Each tool runs in a process of its own, which may
-take ``--memory-gib``; with one thread its CPU seconds are what an idle core needs. Peak is the process's largest resident memory, and beside it what it held before it began.
+take ``--memory-gib``; with one thread its CPU seconds are what an idle core needs. Peak is the process's largest
+resident memory, and beside it stands what it held before it began.
 PYTHON has nnU-Net installed. ``--identical`` compares the labels of every real volume with the plain way's.
 ``--windows`` measures the CPU seconds of windows alone, MONAI's and medi3d's, 75 of 96³.
 """
