@@ -1,9 +1,10 @@
-"""What a finished run gives to others: prepared settings, an exported folder, a report page."""
+"""What a finished run gives to others: prepared settings, an exported folder."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,13 @@ import yaml
 from typer.testing import CliRunner
 
 from medi3d import io
+from medi3d.cli.main import app
 from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import InputError
-from medi3d.export import export_run
+from medi3d.export import export_run, export_runs
 from medi3d.infer.batch import predict_files
 from medi3d.infer.predictor import Predictor
 from medi3d.preprocess import prepare_dataset
-from medi3d.report import write_report
 from medi3d.train import train_task
 
 
@@ -62,40 +63,32 @@ def test_an_export_does_not_overwrite(run: Path, tmp_path: Path) -> None:
         export_run(run, tmp_path)
 
 
-def test_the_report_is_one_page_without_links(run: Path, tmp_path: Path) -> None:
-    page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "tiny: one" in page
-    assert "data:image/png;base64," in page
-    assert "http" not in page
-    assert page.count("<h2>") == page.count("</h2>") == 3
+def test_a_folder_of_folds_is_exported_fold_by_fold(run: Path, tiny: Path, tmp_path: Path) -> None:
+    folds = tmp_path / "folds"
+    for number in (0, 1):
+        shutil.copytree(run, folds / f"fold{number}")
+    (folds / "cross_validation.json").write_text(json.dumps({"folds": {"0": {}, "1": {}, "2": {}}}))
+    answer = CliRunner().invoke(app, ["export", str(folds), "--output", str(tmp_path / "shared")])
+    assert answer.exit_code == 0, answer.output
+    exported = [tmp_path / "shared" / name for name in ("fold0", "fold1")]
+    assert answer.output.split() == [str(path) for path in exported]
+    image = tiny / "raw" / "tiny_segmentation" / "imagesTr" / "case_0.nii.gz"
+    assert not predict_files(Predictor(exported, device="cpu"), image, tmp_path / "out").problems
+    with pytest.raises(InputError, match="not empty; give a new folder"):
+        export_runs([folds], tmp_path / "shared")
+    with pytest.raises(InputError, match="fold0: two of the runs have this name"):
+        export_runs([folds, folds / "fold0"], tmp_path / "other")
 
 
-def test_the_report_shows_an_evaluation(run: Path, tmp_path: Path) -> None:
-    interval = {"value": 0.5, "low": 0.25, "high": None, "cases": 4}
-    (tmp_path / "summary.json").write_text(json.dumps({"scores": {"<ball>": {"dice": interval}}}))
-    page = write_report(run, tmp_path / "report.html", evaluation=tmp_path).read_text(encoding="utf-8")
-    assert "<td>&lt;ball&gt;</td><td>dice</td><td>0.500</td><td>0.250 – –</td><td>4</td>" in page
-
-
-def test_a_report_of_no_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"environment\.json: missing; give a run folder"):
-        write_report(tmp_path, tmp_path / "report.html")
-
-
-def test_export_and_report_by_the_command_line(run: Path, tmp_path: Path) -> None:
-    from medi3d.cli.main import app
-
-    for words in (["export", str(run), "--output", str(tmp_path / "x")], ["report", str(run)]):
-        answer = CliRunner().invoke(app, words)
-        assert answer.exit_code == 0, answer.output
-        assert Path(answer.output.strip()).exists()
+def test_export_by_the_command_line(run: Path, tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["export", str(run), "--output", str(tmp_path / "x")])
+    assert answer.exit_code == 0, answer.output
+    assert Path(answer.output.strip()).exists()
 
 
 def test_training_takes_the_settings_of_the_prepared_cases(
     tiny: Path, segmentation_task: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medi3d.cli.main import app
-
     coarse = replace(segmentation_task, preprocess=replace(segmentation_task.preprocess, spacing_mm=(3.0, 3.5, 4.0)))
     prepare_dataset(tiny / "raw" / coarse.name, coarse, tmp_path / "store")
     monkeypatch.chdir(tmp_path)
