@@ -140,11 +140,16 @@ class LogitStream:
 
 def stream_probabilities(streams: Sequence[LogitStream], thickness: int) -> Iterator[Tensor]:
     """Yield the mean of networks' probabilities, as :meth:`LogitStream.blocks` does, on the host."""
-    for blocks in zip(*(stream.blocks(thickness) for stream in streams), strict=True):
-        total = torch.softmax(blocks[0], 0).cpu()
-        for block in blocks[1:]:
-            total += torch.softmax(block, 0).cpu()
-        yield total.div_(len(blocks)) if len(blocks) > 1 else total
+    running = [stream.blocks(thickness) for stream in streams]
+    for _ in range(0, streams[0].shape[0], thickness):
+        yield _next_probabilities(running)  # no name here keeps the planes while the next ones are computed
+
+
+def _next_probabilities(running: Sequence[Iterator[Tensor]]) -> Tensor:
+    total = torch.softmax(next(running[0]), 0).cpu()
+    for blocks in running[1:]:
+        total += torch.softmax(next(blocks), 0).cpu()
+    return total.div_(len(running)) if len(running) > 1 else total
 
 
 def join_blocks(blocks: Iterable[Tensor], depth: int) -> Tensor:

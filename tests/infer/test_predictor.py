@@ -189,7 +189,7 @@ def test_label_maps_and_the_table_of_classes_lie_side_by_side(
     assert summary.output == tmp_path / "out"
     cases = [f"case_{number}" for number in range(6)]
     assert summary.predicted == cases
-    assert sorted(path.name for path in summary.output.iterdir()) == [
+    assert sorted(path.name for path in summary.output.glob("[!.]*")) == [
         *(f"{case}.nii.gz" for case in cases), "predictions.csv",
     ]  # fmt: skip
     with (summary.output / "predictions.csv").open(newline="") as stream:
@@ -257,8 +257,8 @@ def test_only_the_runs_that_held_a_case_out(segmentation_runs: tuple[Path, Path]
     assert not splits[0] & splits[1]
     held = both.holding_out(min(splits[1]))
     assert held is not None
-    assert [member.held_out for member in held._members] == [frozenset(splits[1])]
-    assert len(both._members) == 2
+    assert [member.held_out for member in held.members] == [frozenset(splits[1])]
+    assert len(both.members) == 2
     third = {f"case_{n}" for n in range(6)} - splits[0] - splits[1]
     assert both.holding_out(min(third)) is None
 

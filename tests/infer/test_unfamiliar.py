@@ -17,6 +17,7 @@ from medi3d.infer.unfamiliar import describe_shape, describe_unfamiliar
 from medi3d.io.prepared import PreparedStore
 from medi3d.preprocess.orient import reorient
 from medi3d.runs.folder import RunFolder
+from medi3d.types import IntTriple
 from medi3d.volume import Grid, Volume
 
 
@@ -46,7 +47,7 @@ def test_a_case_like_those_of_training_is_nothing_to_speak_of(
 
 
 @pytest.mark.parametrize(
-    ("factors", "here"), [((2, 1, 1), "5×1.6×1.2"), ((1, 0.45, 1), "2.5×1.2×0.72"), ((0.6, 0.6, 0.6), "1.5×0.96×0.72")]
+    ("factors", "here"), [((2, 1, 1), "5×1.6×1.2"), ((1, 1, 0.45), "2.5×1.2×0.72"), ((0.6, 0.6, 0.6), "1.5×0.96×0.72")]
 )
 def test_a_spacing_far_from_trainings_is_told_with_both(
     factors: tuple[float, float, float],
@@ -83,14 +84,32 @@ def test_intensities_far_from_trainings_are_told_with_both(
     assert "normalised by itself" not in describe_unfamiliar(other, absolute, fingerprint)[0]
 
 
-def test_one_slice_and_a_volume_smaller_than_the_window_are_told(segmentation_task: TaskConfig) -> None:
-    grid = Grid((1, 30, 40), np.diag([2.0, 1.0, 1.0, 1.0]))
-    one, small = describe_shape(grid, (1, 15, 20), segmentation_task)
-    assert one.startswith("the image is a single slice, 1×30×40 voxels; ")
-    assert small == (
-        "the prepared image, 1×15×20 voxels, is smaller than the network's window, 8×10×9; it is filled up with zeros"
+GRID = Grid((16, 30, 40), np.diag([2.0, 1.0, 1.0, 1.0]))
+TRAINED = {"prepared_shape": {"min": [6.0, 15.0, 9.0], "median": [9.0, 20.0, 9.0], "max": [12.0, 25.0, 9.0]}}
+"""The smallest training case fills 6 planes of a window of 8, and more than all of its 10 rows."""
+
+
+@pytest.mark.parametrize("prepared", [(8, 15, 9), (6, 15, 9), (7, 12, 9), (6, 10, 20)])
+def test_a_window_that_was_as_empty_in_training_is_nothing_to_speak_of(
+    prepared: IntTriple, segmentation_task: TaskConfig
+) -> None:
+    assert describe_shape(GRID, prepared, segmentation_task, TRAINED) == ()
+
+
+@pytest.mark.parametrize("prepared", [(5, 15, 9), (6, 9, 9), (6, 15, 8)])
+def test_a_window_emptier_than_in_training_is_told(prepared: IntTriple, segmentation_task: TaskConfig) -> None:
+    (found,) = describe_shape(GRID, prepared, segmentation_task, TRAINED)
+    assert found == (
+        f"the prepared image, {'×'.join(map(str, prepared))} voxels, is smaller than the network's window, 8×10×9, and "
+        "than the training cases, 6×15×9 or more; it is filled up with zeros"
     )
-    assert describe_shape(Grid((16, 30, 40), grid.affine), (8, 10, 9), segmentation_task) == ()
+    assert describe_shape(GRID, prepared, segmentation_task, None) == ()
+
+
+def test_a_single_slice_is_told(segmentation_task: TaskConfig) -> None:
+    for fingerprint in (None, {"prepared_shape": {"min": [1.0, 15.0, 20.0]}}):
+        (found,) = describe_shape(Grid((1, 30, 40), GRID.affine), (1, 15, 20), segmentation_task, fingerprint)
+        assert found.startswith("the image is a single slice, 1×30×40 voxels; ")
 
 
 def test_a_run_knows_its_data_and_an_exported_one_too(

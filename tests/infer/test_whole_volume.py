@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,10 +65,18 @@ def measure(
     patch: tuple[int, int, int],
     memory_bytes: int | None = None,
 ) -> tuple[int, int]:
-    """Predict in a process of its own; return its largest memory, and what it had before, bytes."""
+    """Predict in a process of its own; return its largest memory, and what it had before, bytes.
+
+    Arrays above 1 MiB are given back as soon as they are freed: glibc else keeps those below 32 MiB, and how many holes
+    that leaves depends on chance.
+    """
     arguments: list[Any] = [classes, shape, spacing_mm, patch, memory_bytes]
     done = subprocess.run(
-        [sys.executable, "-c", _PREDICT, json.dumps(arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _PREDICT, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB)},
     )
     assert done.returncode == 0, done.stderr
     peak, before = json.loads(done.stdout.splitlines()[-1])
