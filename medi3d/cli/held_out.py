@@ -70,7 +70,7 @@ def find_held_out(paths: Sequence[Path], overrides: Overrides, *, place: Path) -
             it out.
         overrides: what the user says.
         place: folder that new predictions are written to; those that it holds are taken where they are newer than the
-            runs' checkpoints.
+            runs' checkpoints and configurations.
 
     Raises:
         InputError: a path is no run, the prepared data is gone, or given predictions are not evaluated.
@@ -124,8 +124,9 @@ def default_place(paths: Sequence[Path], output: Path) -> Path:
 
 
 def _is_newer(evaluations: Mapping[str, Path], runs: Sequence[RunFolder]) -> bool:
-    weights = [run.checkpoint("last") for run in runs]
-    latest = max((path.stat().st_mtime for path in weights if path.is_file()), default=0.0)
+    """Tell whether scores came after all that decides them: `medi3d postprocess` changes a run's configuration."""
+    sources = [path for run in runs for path in (run.checkpoint("last"), run.config_file)]
+    latest = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
     return all((folder / _SUMMARY).stat().st_mtime >= latest for folder in evaluations.values())
 
 

@@ -15,6 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from medi3d import io
+from medi3d.cli.held_out import Overrides, find_held_out
 from medi3d.cli.main import app
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError, InputError
@@ -65,6 +66,23 @@ def test_a_run_alone_is_enough(run: Path, tiny: Path) -> None:
     answer = succeed("report", run, "--no-viewer", "--data", "gone")
     assert "predicted and scored first" in answer.stderr
     assert "Scored on the grid of the prepared data" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("changed", ["checkpoints/last.pt", "config.yaml"])
+def test_scores_older_than_what_decides_them_are_made_anew(
+    changed: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`medi3d postprocess` changes the configuration, and with it what is predicted."""
+    summary = run / "out_of_fold" / "evaluation" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"kind": "segmentation"}')
+    anew: dict[str, Path] = {}
+    monkeypatch.setattr("medi3d.cli.held_out._predict_and_score", lambda *_: anew)
+    place = run / "out_of_fold"
+    assert find_held_out([run], Overrides(), place=place).evaluations == {"segmentation": summary.parent}
+    late = summary.stat().st_mtime + 10
+    os.utime(run / changed, (late, late))
+    assert find_held_out([run], Overrides(), place=place).evaluations is anew
 
 
 def test_given_predictions_must_be_evaluated(run: Path, tiny: Path, tmp_path: Path) -> None:
