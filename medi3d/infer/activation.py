@@ -34,7 +34,7 @@ def activation_map(predictor: Predictor, image: Tensor, target: int) -> FloatArr
         ConfigError: a network without the classifier's head.
     """
     total = torch.zeros(image.shape[1:])
-    for member in predictor._members:
+    for member in predictor.members:
         if not isinstance(member.model, Classifier):
             raise ConfigError(
                 f"class activation needs a network of medi3d's classifier; task {member.task.name} trained "

@@ -163,6 +163,11 @@ class Predictor:
         ]
 
     @property
+    def members(self) -> tuple[Member, ...]:
+        """The runs whose probabilities are averaged."""
+        return tuple(self._members)
+
+    @property
     def models(self) -> tuple[ModelOrigin, ...]:
         """The files of each network that is averaged."""
         return tuple(member.origin for member in self._members)
@@ -203,7 +208,7 @@ class Predictor:
         prepared, record = prepare_image(volume, self.task, center_mm=center_mm)
         image = torch.from_numpy(np.ascontiguousarray(prepared.array))  # reorienting leaves flipped views
         warnings = (
-            *describe_shape(volume.grid, record.prepared.shape, self.task),
+            *describe_shape(volume.grid, record.prepared.shape, self.task, self._fingerprint),
             *describe_unfamiliar(volume, self.task, self._fingerprint),
         )
         return PreparedInput(image, record, warnings, seconds=time.perf_counter() - start)

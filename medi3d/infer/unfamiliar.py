@@ -42,13 +42,16 @@ def describe_unfamiliar(volume: Volume, task: TaskConfig, fingerprint: Mapping[s
     )
 
 
-def describe_shape(native: Grid, prepared: IntTriple, task: TaskConfig) -> tuple[str, ...]:
-    """Tell of a volume of one slice, and of one that is smaller than the network's window.
+def describe_shape(
+    native: Grid, prepared: IntTriple, task: TaskConfig, fingerprint: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Tell of a volume of one slice, and of one that fills the network's window less than any training case did.
 
     Args:
         native: where the voxels lie.
         prepared: shape of the prepared image.
         task: the task; classifiers see a cube of one size and have no windows.
+        fingerprint: see :func:`describe_unfamiliar`; how much of a window training filled is not known without it.
     """
     found = []
     if min(native.shape) == 1:
@@ -56,12 +59,19 @@ def describe_shape(native: Grid, prepared: IntTriple, task: TaskConfig) -> tuple
             f"the image is a single slice, {_times(native.shape)} voxels; the network looks for what goes on in the "
             "slices beside it, and finds none"
         )
-    if task.kind == "segmentation" and any(n < m for n, m in zip(prepared, task.patch_size, strict=True)):
-        found.append(
-            f"the prepared image, {_times(prepared)} voxels, is smaller than the network's window, "
-            f"{_times(task.patch_size)}; it is filled up with zeros"
-        )
+    if task.kind == "segmentation" and fingerprint is not None:
+        found.extend(_compare_shape(prepared, task.patch_size, fingerprint))
     return tuple(found)
+
+
+def _compare_shape(prepared: IntTriple, window: IntTriple, fingerprint: Mapping[str, Any]) -> Iterator[str]:
+    """Compare axis by axis: what is padded, but no more than in training, is nothing new to the network."""
+    known = tuple(int(n) for n in fingerprint["prepared_shape"]["min"])
+    if any(here < min(size, least) for here, size, least in zip(prepared, window, known, strict=True)):
+        yield (
+            f"the prepared image, {_times(prepared)} voxels, is smaller than the network's window, {_times(window)}, "
+            f"and than the training cases, {_times((known[0], known[1], known[2]))} or more; it is filled up with zeros"
+        )
 
 
 def _compare_spacing(grid: Grid, fingerprint: Mapping[str, Any]) -> Iterator[str]:

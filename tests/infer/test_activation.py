@@ -79,7 +79,7 @@ class _Runs:
     """What a predictor holds, without its files."""
 
     def __init__(self, model: nn.Module, task: TaskConfig) -> None:
-        self._members = [type("Member", (), {"model": model, "task": task})()]
+        self.members = (type("Member", (), {"model": model, "task": task})(),)
 
 
 def test_the_map_is_high_where_the_class_is(classification_task: TaskConfig) -> None:
