@@ -54,6 +54,7 @@ _SEGMENTATION = {
         "batch_size": 2,
         "steps": 4,
         "precision": "no",  # whatever the machine
+        "ema_decay": 0.0,
         "validations": 2,
         "folds": 3,
     },
@@ -75,6 +76,7 @@ _CLASSIFICATION = {
         "batch_size": 4,
         "steps": 4,
         "precision": "no",
+        "ema_decay": 0.0,
         "validations": 2,
         "folds": 2,
         "loss": "cross_entropy",

@@ -55,7 +55,7 @@ def count_lesions(
 
     Examples:
         >>> truth = np.zeros((3, 6, 9), bool)
-        >>> truth[1, 1:3, 1:3] = truth[1, 4:, 6:] = True
+        >>> truth[1, 1:3, 1:3] = truth[1, 4:, 5:7] = True
         >>> count_lesions(np.roll(truth, 1, axis=2), truth)
         LesionCounts(predicted=2, reference=2, matched=2, panoptic_iou=0.0)
     """

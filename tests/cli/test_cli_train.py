@@ -18,7 +18,6 @@ from rich.console import Console
 
 from medi3d import io
 from medi3d.cli import main as main_module
-from medi3d.study.out_of_fold import score_out_of_fold
 from medi3d.cli.train_options import parse_sizes
 from medi3d.cli.train_progress import TrainProgress, describe_event, print_folds
 from medi3d.config import load_task
@@ -29,6 +28,7 @@ from medi3d.planning import read_plan
 from medi3d.preprocess.pipeline import prepare_image
 from medi3d.runs.folder import RunFolder
 from medi3d.runs.folds import FoldsFolder
+from medi3d.study.out_of_fold import score_out_of_fold
 from medi3d.train import cross_validation
 from medi3d.train.cross_validation import FoldOutcome
 from medi3d.train.events import TrainEvent, TrainResult

@@ -146,11 +146,11 @@ def test_keys_as_flags_are_read_back() -> None:
 def test_a_run_that_runs_out_of_memory_says_so(
     segmentation_task: TaskConfig, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medi3d.models.unet import UNet
+    from medi3d.models.segmentation import SegmentationNetwork
 
     def fail(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr(UNet, "forward", fail)
+    monkeypatch.setattr(SegmentationNetwork, "forward", fail)
     with pytest.raises(Medi3dError, match=r"out of memory with 2 patches of 8 × 10 × 9 voxels .*--batch-size 1"):
         train_task(segmentation_task, prepared=tiny / "prepared/tiny_segmentation", run=tmp_path / "run", device="cpu")
