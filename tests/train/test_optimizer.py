@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from medi3d.config import TaskConfig, load_task
-from medi3d.models.build import create_model
 from medi3d.models import create_encoder
+from medi3d.models.build import create_model
 from medi3d.train.optimizer import create_optimizer, find_stages, group_parameters
 
 BACKBONES = [
