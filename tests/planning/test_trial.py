@@ -54,7 +54,7 @@ def test_a_chain_of_layers_keeps_what_its_backward_needs(monkeypatch: pytest.Mon
     kept = (1 + 5 * 4) * voxels
     assert kept <= peak <= kept + 3 * 4 * voxels  # and what products and gradients need for a moment
     assert trial.learned_bytes == 16
-    assert trial.fixed_bytes == 16 * 4  # weights, gradients, two moments
+    assert trial.fixed_bytes == 16 * 5  # weights, gradients, two moments, the moving average
 
 
 @pytest.fixture(scope="module")
