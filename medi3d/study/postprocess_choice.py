@@ -290,4 +290,5 @@ def write_choice(runs: Sequence[RunFolder], choice: Choice, where: Mapping[str, 
             record = {**where, "replaced": [asdict(step) for step in task.infer.postprocess], **choice.to_json()}
             text = json.dumps(record, indent=1) + "\n"
             atomic.write_bytes(run.path / "postprocess.json", text.encode())
-            run.write_config(replace(task, infer=replace(task.infer, postprocess=choice.steps)))
+            if task.infer.postprocess != choice.steps:  # else scores of this configuration stay what they are
+                run.write_config(replace(task, infer=replace(task.infer, postprocess=choice.steps)))
