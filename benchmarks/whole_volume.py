@@ -406,7 +406,8 @@ def show_identical(options: argparse.Namespace) -> None:
         for spacing in (None, 1.0, 1.5) if options.spacing is None else (options.spacing,):
             found = [count_differing(case, spacing, classes=options.classes[0], patch=options.patch) for case in cases]
             differing, voxels, _ = (sum(column) for column in zip(*found, strict=True))
-            print(f"| {name} | {spacing or 'native'} | {options.classes[0]} | {len(cases)} | {voxels} | {differing} |", flush=True)
+            head = f"| {name} | {spacing or 'native'} | {options.classes[0]} |"
+            print(f"{head} {len(cases)} | {voxels} | {differing} |", flush=True)
 
 
 def parse_options() -> argparse.Namespace:
@@ -440,8 +441,7 @@ def main() -> None:
     else:
         if options.peers is None:
             options.tools = [tool for tool in options.tools if tool != "nnU-Net"]
-        order = list(TOOLS)
-        options.tools.sort(key=lambda tool: (tool != "plain", order.index(tool)))
+        options.tools.sort(key=lambda tool: (tool != "plain", list(TOOLS).index(tool)))
         with tempfile.TemporaryDirectory() as scratch:
             compare(options, options.scratch or Path(scratch))
 
