@@ -22,7 +22,7 @@ def test_a_planned_format_is_that_of_a_run_told_so(
 ) -> None:
     monkeypatch.setattr(machine_module, "find_bf16", lambda device: "AVX512_BF16")
     plans: list[Plan] = []
-    short = with_train(segmentation_task, steps=2, validations=1)
+    short = with_train(segmentation_task, steps=2, validations=1, threads=1)
     runs = {
         name: train(with_train(short, precision=name), str(name), on_plan=plans.append) for name in (None, "bf16", "no")
     }
@@ -40,7 +40,7 @@ def test_a_run_keeps_its_format_on_a_machine_without_it_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    task = with_train(segmentation_task, precision="bf16", save_every="0.001s", steps=3, validations=1)
+    task = with_train(segmentation_task, precision="bf16", save_every="0.001s", steps=3, validations=1, threads=1)
     whole = train(task, "whole")
     with pytest.raises(Killed):
         train(task, "killed", on_event=kill_after(2))
