@@ -10,11 +10,11 @@ layer, finest first: the centre tap's share before and after), and prints the me
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import matplotlib
 import torch
+from rows import write_rows
 from torch import Tensor, nn
 
 from medi3d.infer.predictor import load_model
@@ -71,13 +71,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     for run in options.runs:
         rows = compare(run)
-        with (options.output / f"{run.name}.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(rows, options.output / f"{run.name}.csv")
         draw(rows, options.output / f"{run.name}.svg", run.name)
         taps = sorted({int(str(row["tap"])) for row in rows})
         for when in ("before", "after"):

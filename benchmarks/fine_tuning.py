@@ -10,7 +10,6 @@ mean of the paired differences to ``default`` with the range over seeds.
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import tempfile
 from collections import defaultdict
@@ -18,12 +17,12 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from rows import read_rows, write_rows
 
 from medi3d.config import load_task
 from medi3d.train import train_task
 
 RESULTS = Path(__file__).parent / "fine_tuning"
-COLUMNS = ("variant", "seed", "score")
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
     "ema_decay 0": {"train.ema_decay": 0.0},
@@ -47,7 +46,7 @@ def train_variants(options: argparse.Namespace) -> None:
     base |= {"train.ema_decay": 0.99, "train.validations": 1, "train.trackers": []}
     base |= dict(text.split("=", 1) for text in options.set)
     path = options.results / f"{options.task}-{options.cases or 'all'}.csv"
-    rows = read(path)
+    rows = read_rows(path)
     for seed in range(options.seeds):
         for name, changes in VARIANTS.items():
             if (name, str(seed)) in {(row["variant"], row["seed"]) for row in rows}:
@@ -62,7 +61,7 @@ def train_variants(options: argparse.Namespace) -> None:
                 return
             rows.append({"variant": name, "seed": str(seed), "score": f"{result.last_score:.4f}"})
             print(rows[-1], flush=True)
-            write(rows, path)
+            write_rows(rows, path)
     print_table(rows)
 
 
@@ -75,21 +74,6 @@ def print_table(rows: list[dict[str, str]]) -> None:
         gaps = [own[seed] - scores["default"][seed] for seed in own if seed in scores["default"]]
         spread = f"{mean(gaps):+.4f} ({min(gaps):+.4f} to {max(gaps):+.4f})"
         print(f"| {name} | {mean(own.values()):.4f} | {spread} | {len(gaps)} |")
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def write(rows: list[dict[str, str]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

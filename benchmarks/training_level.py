@@ -13,7 +13,6 @@ predict`` and ``medi3d evaluate``. The second trains nnU-Net (``nnunet_curve.py`
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from nnunet_folder import NnunetFolder
+from rows import read_rows, write_rows
 
 from medi3d.config import load_task
 from medi3d.data.splits import split_cases
@@ -35,7 +35,6 @@ from medi3d.train.loop import TrainEvent
 
 DATA = Path(os.environ.get("MEDI3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "hippocampus"
 RESULTS = Path(__file__).parent / "training_level"
-COLUMNS = ("cpu_minutes", "steps", "dice", "kind")
 MARKS = {"nnU-Net's level after 1000 epochs": 0.895}
 
 
@@ -54,7 +53,7 @@ def train_medi3d(options: argparse.Namespace) -> None:
             rows.append(
                 {"cpu_minutes": minutes, "steps": event.step, "dice": round(event.score, 4), "kind": "held out"}
             )
-            write(rows, options.results / f"{options.name}.csv")
+            write_rows(rows, options.results / f"{options.name}.csv")
             print(rows[-1], flush=True)
 
     run = options.work / "runs" / options.name
@@ -66,7 +65,7 @@ def train_medi3d(options: argparse.Namespace) -> None:
         dice = measure_native(run, options.work / "predictions" / options.name, mirror=mirror)
         rows.append({"cpu_minutes": minutes, "steps": rows[-1]["steps"], "dice": round(dice, 4), "kind": kind})
         print(rows[-1], flush=True)
-    write(rows, options.results / f"{options.name}.csv")
+    write_rows(rows, options.results / f"{options.name}.csv")
 
 
 def train_nnunet(options: argparse.Namespace) -> None:
@@ -123,8 +122,7 @@ def draw_figure(options: argparse.Namespace) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for path in sorted(options.results.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = read_rows(path)
         curve = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "held out"]
         (line,) = axes.plot(*zip(*curve, strict=True), marker=".", label=path.stem)
         ends = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "native, mirrored"]
@@ -135,14 +133,6 @@ def draw_figure(options: argparse.Namespace) -> None:
     axes.set(xlabel="minutes of one CPU thread", ylabel="mean Dice, 40 held-out cases", ylim=(0.6, 0.91))
     axes.legend(title="stars: native grid, mirrored")
     figure.savefig(options.results / "curves.svg")
-
-
-def write(rows: list[dict[str, object]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _prepare(work: Path) -> Path:

@@ -81,7 +81,7 @@ def benchmark(
 
 def _write_and_print(study: Study, design: StudyDesign, results: list[CellResult]) -> None:
     contrasts = contrast_arms(results)
-    written = [*study.write_tables(results), write_contrasts(contrasts, study.folder / "contrasts.csv")]
+    written = [study.scores_file, study.cases_file, write_contrasts(contrasts, study.folder / "contrasts.csv")]
     written.append(_draw(study, design, results, contrasts))
     console = Console()
     console.print(_table(contrasts, METRIC[design.task.kind]))

@@ -104,9 +104,7 @@ def draw_case_scores(scores: Scores, metric: str) -> str:
 def draw_roc(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """Draw ROC curves: class → points (false positive rate, true positive rate)."""
     with _styled(PAGE):
-        figure = _figure(4.2, 3.7)
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=PAGE.ink, linewidth=0.8, linestyle=(0, (4, 4)), label="guessing")
+        figure, axes = _square_with_diagonal("guessing")
         for index, (name, points) in enumerate(curves.items()):
             array = np.asarray(points, dtype=float)
             axes.plot(array[:, 0], array[:, 1], color=PAGE.series_of(index), linewidth=2, label=name)
@@ -118,9 +116,7 @@ def draw_roc(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
 def draw_calibration(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """Draw reliability: class → points (mean probability, observed share, count); a point's area tells its count."""
     with _styled(PAGE):
-        figure = _figure(4.2, 3.7)
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=PAGE.ink, linewidth=0.8, linestyle=(0, (4, 4)), label="well calibrated")
+        figure, axes = _square_with_diagonal("well calibrated")
         for index, (name, points) in enumerate(curves.items()):
             array = np.asarray(points, dtype=float)
             sizes = 14 + 130 * array[:, 2] / array[:, 2].max()
@@ -205,6 +201,14 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _square_with_diagonal(meaning: str) -> tuple[Figure, Any]:
+    """Return a figure whose axes hold two shares, and its axes; ``meaning`` is what the diagonal stands for."""
+    figure = _figure(4.2, 3.7)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=PAGE.ink, linewidth=0.8, linestyle=(0, (4, 4)), label=meaning)
+    return figure, axes
 
 
 def _styled(palette: Palette) -> AbstractContextManager[None]:

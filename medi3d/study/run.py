@@ -61,12 +61,13 @@ class Study:
     """The folder of a comparison.
 
     Args:
-        folder: holds ``study.json``, ``cells/``, and what :meth:`write_tables` writes.
+        folder: holds ``study.json``, ``cells/`` and the tables, which :func:`run_study` writes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.design_file = folder / "study.json"
+        self.scores_file, self.cases_file = folder / "scores.csv", folder / "cases.csv"
 
     def cell(self, cell: Cell) -> Path:
         """Return the folder of a cell."""
@@ -81,9 +82,7 @@ class Study:
         task = json.loads(json.dumps(dump_task(design.task)))
         if self.design_file.is_file():
             kept = json.loads(self.design_file.read_text(encoding="utf-8"))["task"]
-            differing = [
-                key for key in sorted({*kept, *task}) if kept.get(key) != json.loads(json.dumps(task)).get(key)
-            ]
+            differing = [key for key in sorted({*kept, *task}) if kept.get(key) != task.get(key)]
             if differing:
                 raise ConfigError(
                     f"{self.folder}: a comparison with other settings ({', '.join(differing)}); give another --name"
@@ -119,7 +118,7 @@ class Study:
         file = self.cell(result.cell) / "result.json"
         atomic.write_bytes(file, json.dumps(content, indent=1).encode())
 
-    def write_tables(self, results: Sequence[CellResult]) -> tuple[Path, Path]:
+    def write_tables(self, results: Sequence[CellResult]) -> None:
         """Write ``scores.csv``, a row a cell, and ``cases.csv``, a row a held-out case of each cell."""
         cells: list[dict[str, Any]] = []
         cases: list[dict[str, Any]] = []
@@ -128,7 +127,8 @@ class Study:
             facts = {"train_cases": result.train_cases, "steps": result.steps, "cpu_minutes": result.cpu_minutes}
             cells.append(key | facts | {"score": f"{result.score:.6g}"})
             cases += [key | {**row, "value": f"{row['value']:.6g}"} for row in result.cases]
-        return _write_csv(self.folder / "scores.csv", cells), _write_csv(self.folder / "cases.csv", cases)
+        _write_csv(self.scores_file, cells)
+        _write_csv(self.cases_file, cases)
 
 
 def run_study(
@@ -255,9 +255,8 @@ def _remove_what_is_large(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with atomic.new_file(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return path
