@@ -53,6 +53,7 @@ _SEGMENTATION = {
         "patch_size": [8, 10, 9],
         "batch_size": 2,
         "steps": 4,
+        "threads": 1,  # more differ in their last bits
         "precision": "no",  # whatever the machine
         "ema_decay": 0.0,
         "validations": 2,
@@ -75,6 +76,7 @@ _CLASSIFICATION = {
         "patch_size": [8, 8, 8],
         "batch_size": 4,
         "steps": 4,
+        "threads": 1,
         "precision": "no",
         "ema_decay": 0.0,
         "validations": 2,
