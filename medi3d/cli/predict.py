@@ -15,6 +15,7 @@ from rich.console import Console
 
 from medi3d.cli.options import Checkpoint, parse_assignments
 from medi3d.cli.predict_progress import PredictProgress
+from medi3d.cli.startup import loading_libraries
 from medi3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ def predict(
         raise ConfigError("give either --input (an image, a folder, a DICOM series, a .csv) or --watch FOLDER")
     if watch is not None and out_of_fold:
         raise ConfigError("--watch waits for new cases, and --out-of-fold is about those of the training; give one")
-    from medi3d.infer.batch import BatchOptions
-    from medi3d.infer.predictor import Predictor
-    from medi3d.infer.summary import write_report
-    from medi3d.runs.folds import find_runs
+    with loading_libraries():
+        from medi3d.infer.batch import BatchOptions
+        from medi3d.infer.predictor import Predictor
+        from medi3d.infer.summary import write_report
+        from medi3d.runs.folds import find_runs
 
     overrides = parse_assignments(assignments or []) | ({"infer.postprocess": []} if no_postprocess else {})
     predictor = Predictor(find_runs(runs), device=device, checkpoint=checkpoint.value, overrides=overrides)

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
@@ -29,16 +28,15 @@ from medi3d.io.foreground import count_labels, sample_foreground
 from medi3d.io.record import Record
 from medi3d.types import Array, IntTriple, PathLike
 
+if TYPE_CHECKING:
+    import blosc2
+
 FORMAT = 2
 """Version of the layout above; prepared data of another one is prepared anew."""
 
 SLAB_PLANES, _BLOCK = 64, 32
 """Planes of a slab, and voxels of a chunk and of a block of the compressed arrays along every axis."""
 _ONE_THREAD = {"nthreads": 1}
-# A CT of 375x358x358 float32, one thread: bit shuffle 0.21 CPU-s to write and 1.3 ms to read a patch of 64 voxels, byte
-# shuffle 0.32 and 1.6, zstd 0.51 and 3.0; 8 to 12 % larger than byte shuffle on MR, equal on CT. Blocks of 16 read
-# patches in 1.0 ms but take longer to write; larger blocks read in up to 2.7 ms.
-_COMPRESSION = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], **_ONE_THREAD}
 _DATASET, _FINGERPRINT, _QUALITY = "dataset.json", "fingerprint.json", "quality.json"
 _CASES, _CASE = "cases", "case.json"
 _IMAGE, _LABEL, _FOREGROUND = "image.b2nd", "label.b2nd", "foreground.npy"
@@ -324,6 +322,8 @@ def stored_hash(folder: Path) -> str | None:
 
 
 def _open(path: Path) -> blosc2.NDArray:
+    import blosc2  # 0.1 s that a prediction from image files does without
+
     try:
         return blosc2.open(str(path), mode="r", dparams=_ONE_THREAD)
     except (FileNotFoundError, RuntimeError, ValueError) as error:
@@ -343,11 +343,17 @@ def _write_slabs(
     slabs: Slabs, path: Path, dtype: npt.DTypeLike, *, look: Callable[[Array], None] = lambda _: None
 ) -> blosc2.NDArray:
     """Write an array layer by layer of its chunks; ``look`` sees each before it is stored."""
+    import blosc2
+
+    # A CT of 375x358x358 float32, one thread: bit shuffle 0.21 CPU-s to write and 1.3 ms to read a patch of 64 voxels,
+    # byte shuffle 0.32 and 1.6, zstd 0.51 and 3.0; 8 to 12 % larger than byte shuffle on MR, equal on CT. Blocks of 16
+    # read patches in 1.0 ms but take longer to write; larger blocks read in up to 2.7 ms.
+    compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], **_ONE_THREAD}
     c, *space = slabs.shape
     chunks = [min(SLAB_PLANES, n) for n in space]
     # blocks of equal size: blosc2 pads chunks to whole blocks, and 36x50x35 voxels as 64x64x64 took twice as long
     blocks = [-(-n // -(-n // _BLOCK)) for n in chunks]
-    layout = {"chunks": (1, *chunks), "blocks": (1, *blocks), "cparams": _COMPRESSION, "dparams": _ONE_THREAD}
+    layout = {"chunks": (1, *chunks), "blocks": (1, *blocks), "cparams": compression, "dparams": _ONE_THREAD}
     stored: blosc2.NDArray | None = None
     for start, stop in _slabs_of(slabs.shape):
         slab = slabs.slab(start, stop)

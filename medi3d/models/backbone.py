@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medi3d.errors import ConfigError, Medi3dError
+from medi3d.models.shapes_only import ShapesOnly
 
 SliceSize: TypeAlias = tuple[int, int]
 """(H, W) of a slice in pixels."""
@@ -96,7 +98,7 @@ def _run_copy(module: nn.Module, shape: Sequence[int], device: str) -> Any:
     tensors = [*module.parameters(), *module.buffers()]
     # The copy's tensors are put in place of the module's own, so that nothing large is copied.
     copied = copy.deepcopy(module, {id(tensor): _move(tensor, device) for tensor in tensors})
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly() if device == "meta" else nullcontext():
         return copied.eval()(torch.zeros(tuple(shape), device=device))
 
 
