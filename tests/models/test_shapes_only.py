@@ -38,7 +38,7 @@ def test_shapes_are_those_of_a_run_that_computes() -> None:
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.LayerNorm(7), nn.LayerNorm(4)])
 def test_a_norm_of_another_size_still_refuses(norm: nn.Module) -> None:
     assert try_run(norm, (2, 3, 4, 8)) is None
-    with pytest.raises(RuntimeError, match="running_mean|normalized_shape"):
+    with pytest.raises(RuntimeError, match=r"running_mean|normalized_shape"):
         norm.eval()(torch.zeros(2, 3, 4, 8))
 
 
