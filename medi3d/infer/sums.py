@@ -51,11 +51,13 @@ class WindowSums:
             ]
             d, h, w = (slice(part.start - a, part.stop - a) for part, a in zip(inside, start, strict=True))
             for place, part in self._logits.pieces(inside[0]):
-                here = (slice(None), place, *inside[1:])
-                there = (slice(None), slice(d.start + part.start, d.start + part.stop), h, w)
-                self._logits.tensor[here].addcmul_(window[there], self._weight[there])
-                self._weights.tensor[here] += self._weight[there]
-            self._logits.rest()
+                there = (slice(d.start + part.start, d.start + part.stop), h, w)
+                weight = self._weight[(0, *there)]
+                self._weights.tensor[(0, place, *inside[1:])] += weight
+                for channels in self._logits.portions(place.stop - place.start):
+                    held = self._logits.tensor[(channels, place, *inside[1:])]
+                    held.addcmul_(window[(channels, *there)], weight)
+                    self._logits.rest()
 
     def finish(self, stop: int, thickness: int) -> Iterator[Tensor]:
         """Yield the blocks of planes that lie before ``stop``, where no window will be added any more."""

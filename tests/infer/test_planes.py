@@ -48,6 +48,15 @@ def test_memory_is_taken_until_it_is_used_up_then_the_disk(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_planes_on_disk_are_touched_a_few_channels_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of 3 planes of 5×6 float32, 360 bytes: two of them fit into 900; a thousand planes fit nowhere."""
+    monkeypatch.setattr(planes, "_MAPPED_BYTES", 900)
+    mapped = PlaneBuffer((5, 7, 5, 6), Storage(memory_bytes=1, scratch=tmp_path))
+    assert list(mapped.portions(3)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(mapped.portions(1000)) == [slice(n, n + 1) for n in range(5)]
+    assert list(PlaneBuffer((5, 7, 5, 6), Storage()).portions(1000)) == [slice(0, 5)]
+
+
 @pytest.mark.parametrize(("free", "place"), [(3 * MIB, "meta"), (2 * MIB, "cpu")])
 def test_a_device_is_taken_where_it_has_room(free: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planes, "free_on_device", lambda device: free)
