@@ -33,11 +33,11 @@ from medi3d.config import TaskConfig, load_task
 from medi3d.data.augment import Augmenter
 from medi3d.data.loader import PatchLoader
 from medi3d.data.patches import PatchDataset
+from medi3d.infer.allocator import keep_freed_memory
 from medi3d.io.prepared import PreparedStore
 from medi3d.models.build import create_model
 from medi3d.planning import plan_task
 from medi3d.preprocess import prepare_dataset
-from medi3d.train.allocator import keep_freed_memory
 from medi3d.train.losses import create_loss
 from medi3d.volume import LabelMap, Volume
 

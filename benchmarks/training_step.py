@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from medi3d.config import load_task
+from medi3d.infer.allocator import keep_freed_memory
 from medi3d.models import create_model
-from medi3d.train.allocator import keep_freed_memory
 from medi3d.train.losses import create_loss
 
 SIZE = (40, 56, 40)

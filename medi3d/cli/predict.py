@@ -84,6 +84,7 @@ def predict(
     if watch is not None and out_of_fold:
         raise ConfigError("--watch waits for new cases, and --out-of-fold is about those of the training; give one")
     with loading_libraries():
+        from medi3d.infer.allocator import keep_freed_memory
         from medi3d.infer.batch import BatchOptions
         from medi3d.infer.predictor import Predictor
         from medi3d.infer.summary import write_report
@@ -91,6 +92,8 @@ def predict(
 
     overrides = parse_assignments(assignments or []) | ({"infer.postprocess": []} if no_postprocess else {})
     predictor = Predictor(find_runs(runs), device=device, checkpoint=checkpoint.value, overrides=overrides)
+    if predictor.device.type == "cpu":
+        keep_freed_memory()
     options = BatchOptions(
         center_of_image=center is Center.image,
         out_of_fold=out_of_fold,

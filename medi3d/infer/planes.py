@@ -112,6 +112,14 @@ def planes_at_a_time(channels: int, height: int, width: int) -> int:
     return max(1, min(BLOCK_BYTES // (4 * channels * height * width), _BLOCK_PLANES))
 
 
+def take_place(earlier: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a float32 tensor for a block of planes: that of an earlier one, if it has the same shape.
+
+    A block that is made anew is cleared page by page by the system: 0.25 s for each GB.
+    """
+    return earlier if earlier is not None and earlier.shape == shape else torch.empty(shape, device=device)
+
+
 def free_on_device(device: torch.device) -> int:
     """Return how much memory a GPU has left, bytes; 0 where that cannot be told."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

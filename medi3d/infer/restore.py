@@ -24,7 +24,7 @@ from medi3d.preprocess.threads import one_thread
 from medi3d.types import Array
 from medi3d.volume import LabelMap, Volume
 
-_SLAB_BYTES = 2**29
+_SLAB_BYTES = 2**28
 """Prepared planes of all classes beneath a native slab take about so much, unless one plane takes more."""
 _SLAB_PLANES = 32
 _BOX_VOXELS = 2**19

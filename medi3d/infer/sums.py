@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from medi3d.infer.planes import PlaneBuffer, Storage
+from medi3d.infer.planes import PlaneBuffer, Storage, take_place
 from medi3d.types import IntTriple
 
 _NEVER = -100.0
@@ -41,26 +41,30 @@ class WindowSums:
         self._weight = weight[None].to(self._logits.tensor.device)
         self._shape = (depth, *shape[2:])
         self._has_gaps = has_gaps
+        self._block: Tensor | None = None
         self._done = 0
 
     def add(self, logits: Tensor, starts: Sequence[IntTriple]) -> None:
         """Add the logits ``(B, num_classes, d, h, w)`` of windows."""
         for window, start in zip(logits.to(self._weight.device), starts, strict=True):
-            inside = [
+            depth, rows, columns = (
                 slice(max(a, 0), min(a + n, m)) for a, n, m in zip(start, window.shape[1:], self._shape, strict=True)
-            ]
-            d, h, w = (slice(part.start - a, part.stop - a) for part, a in zip(inside, start, strict=True))
-            for place, part in self._logits.pieces(inside[0]):
-                there = (slice(d.start + part.start, d.start + part.stop), h, w)
-                weight = self._weight[(0, *there)]
-                self._weights.tensor[(0, place, *inside[1:])] += weight
+            )
+            d, h, w = (slice(i.start - a, i.stop - a) for i, a in zip((depth, rows, columns), start, strict=True))
+            for place, part in self._logits.pieces(depth):
+                here = slice(d.start + part.start, d.start + part.stop)
+                weight = self._weight[0, here, h, w]
+                self._weights.tensor[0, place, rows, columns] += weight
                 for channels in self._logits.portions(place.stop - place.start):
-                    held = self._logits.tensor[(channels, place, *inside[1:])]
-                    held.addcmul_(window[(channels, *there)], weight)
+                    held = self._logits.tensor[channels, place, rows, columns]
+                    held.addcmul_(window[channels, here, h, w], weight)
                     self._logits.rest()
 
     def finish(self, stop: int, thickness: int) -> Iterator[Tensor]:
-        """Yield the blocks of planes that lie before ``stop``, where no window will be added any more."""
+        """Yield the blocks of planes that lie before ``stop``, where no window will be added any more.
+
+        The next block takes the place of the one before.
+        """
         depth = self._shape[0]
         while self._done < depth and (self._done + thickness <= stop or stop >= depth):
             planes = slice(self._done, min(self._done + thickness, depth))
@@ -69,7 +73,8 @@ class WindowSums:
 
     def _take(self, planes: slice) -> Tensor:
         logits = self._logits.tensor
-        block = torch.empty((len(logits), planes.stop - planes.start, *logits.shape[2:]), device=logits.device)
+        block = take_place(self._block, (len(logits), planes.stop - planes.start, *logits.shape[2:]), logits.device)
+        self._block = block
         for place, part in self._logits.pieces(planes):
             weights = self._weights.tensor[:, place]
             torch.div(logits[:, place], weights, out=block[:, part])

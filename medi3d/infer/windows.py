@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
 from medi3d.infer.layout import cut_window, leave_out_air, window_starts, window_weights
-from medi3d.infer.planes import Storage, planes_at_a_time
+from medi3d.infer.planes import Storage, planes_at_a_time, take_place
 from medi3d.infer.sums import WindowSums
 from medi3d.types import IntTriple
 
@@ -92,7 +92,7 @@ class LogitStream:
     def blocks(self, thickness: int) -> Iterator[Tensor]:
         """Yield the planes from the first to the last, ``(num_classes, thickness, H, W)`` a time, the last maybe less.
 
-        Float32, where the sums lie. It is meant to be run through once.
+        Float32, where the sums lie. It is meant to be run through once; a block is good until the next is asked for.
         """
         weight = window_weights(self._task.patch_size)
         sums: WindowSums | None = None
@@ -140,16 +140,18 @@ class LogitStream:
 
 def stream_probabilities(streams: Sequence[LogitStream], thickness: int) -> Iterator[Tensor]:
     """Yield the mean of networks' probabilities, as :meth:`LogitStream.blocks` does, on the host."""
-    running = [stream.blocks(thickness) for stream in streams]
-    for _ in range(0, streams[0].shape[0], thickness):
-        yield _next_probabilities(running)  # no name here keeps the planes while the next ones are computed
+    first, *others = (_probabilities(stream.blocks(thickness)) for stream in streams)
+    for total in first:
+        for blocks in others:
+            total += next(blocks)
+        yield total.div_(len(streams)) if others else total
 
 
-def _next_probabilities(running: Sequence[Iterator[Tensor]]) -> Tensor:
-    total = torch.softmax(next(running[0]), 0).cpu()
-    for blocks in running[1:]:
-        total += torch.softmax(next(blocks), 0).cpu()
-    return total.div_(len(running)) if len(running) > 1 else total
+def _probabilities(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+    place: Tensor | None = None
+    for block in blocks:
+        place = take_place(place, tuple(block.shape), block.device)
+        yield torch.softmax(block, 0, out=place).cpu()
 
 
 def join_blocks(blocks: Iterable[Tensor], depth: int) -> Tensor:

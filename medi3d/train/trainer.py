@@ -20,12 +20,12 @@ from medi3d.data.augment import Augmenter
 from medi3d.data.loader import PatchLoader
 from medi3d.data.patches import PatchDataset
 from medi3d.errors import ConfigError
+from medi3d.infer.allocator import give_back_freed_memory, keep_freed_memory
 from medi3d.io.prepared import PreparedCase
 from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
 from medi3d.runs.checkpoint import save_checkpoint
 from medi3d.runs.folder import RunFolder
-from medi3d.train.allocator import give_back_freed_memory, keep_freed_memory
 from medi3d.train.average import WeightAverage
 from medi3d.train.batch_norm import BatchNormCalls, synchronize
 from medi3d.train.events import TrainEvent, TrainResult

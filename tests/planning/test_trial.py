@@ -121,7 +121,7 @@ import resource, sys, psutil, torch
 from medi3d.config import load_task
 from medi3d.models.build import create_model
 from medi3d.models.activations import checkpoint_activations
-from medi3d.train.allocator import give_back_freed_memory, keep_freed_memory
+from medi3d.infer.allocator import give_back_freed_memory, keep_freed_memory
 torch.set_num_threads(1)
 backbone, recompute, stages, *patch = sys.argv[1], sys.argv[2] == "True", *map(int, sys.argv[3:])
 keys = {"model.init": "random", "model.backbone": backbone, "model.stages": stages}

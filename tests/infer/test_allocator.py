@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.skipif(not sys.platform.startswith("linux"), reason="g
 
 _FAULTS = """
 import resource, sys, torch
-from medi3d.train.allocator import keep_freed_memory
+from medi3d.infer.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def step():  # 48 MB: over what glibc learns to keep by itself
@@ -25,7 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 _HOLES = """
 import sys, psutil, torch
-from medi3d.train.allocator import give_back_freed_memory, keep_freed_memory
+from medi3d.infer.allocator import give_back_freed_memory, keep_freed_memory
 assert {"keep": keep_freed_memory, "give": give_back_freed_memory}[sys.argv[1]]()
 before = psutil.Process().memory_info().rss
 blocks = [torch.ones(1_000_000) for _ in range(40)]  # 4 MB each

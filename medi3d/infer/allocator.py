@@ -1,9 +1,10 @@
-"""What becomes of memory that a training step frees on a CPU: kept for the next step, or given back.
+"""What becomes of memory that is freed on a CPU: kept for the next step or window, or given back.
 
-glibc gives blocks of over 128 KiB back to the system when they are freed, so every step maps its tensors anew, and the
-system clears each page again: 5 to 12 % of a step on one core. Kept memory is what the next step needs anyway. Only
-where feature maps are computed again to save memory is it worth less than what it costs: blocks of many sizes come and
-go, and holes between those that stay made up a third of the process (tests/planning/test_trial.py).
+glibc gives large blocks back to the system when they are freed, so every training step and every window maps its
+tensors anew, and the system clears each page again: 5 to 12 % of a step on one core, and of a prediction of 20 classes
+without its network 40 %. Kept memory is what the next one needs anyway. Only where feature maps are computed again to
+save memory is it worth less than what it costs: blocks of many sizes come and go, and holes between those that stay
+made up a third of the process (tests/planning/test_trial.py).
 """
 
 from __future__ import annotations
