@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -77,6 +79,18 @@ def find_machine(device: str = "auto", memory_bytes: int | None = None) -> Machi
         return Machine(kind, memory_bytes, "as given", bf16)
     free = torch.cuda.mem_get_info(found)[0] if kind == "cuda" else available_bytes()
     return Machine(kind, int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f} GB that are free", bf16)
+
+
+def name_device(device: torch.device) -> str:
+    """Return what a device is sold as, such as ``NVIDIA H100 80GB HBM3``, or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def find_bf16(device: torch.device) -> str:

@@ -36,7 +36,7 @@ class Plan:
     @property
     def values(self) -> dict[str, Any]:
         """Dotted key → value of every key of :data:`medi3d.config.PLANNED_KEYS`, chosen or set by the task."""
-        return {key: _get(self.task, key) for key in PLANNED_KEYS}
+        return {key: get_key(self.task, key) for key in PLANNED_KEYS}
 
 
 def plan_task(task: TaskConfig, store: PreparedStore, *, device: str = "auto", memory_bytes: int | None = None) -> Plan:
@@ -53,14 +53,14 @@ def plan_task(task: TaskConfig, store: PreparedStore, *, device: str = "auto", m
         InputError: a store without cases.
     """
     machine = find_machine(device, memory_bytes)
-    open_keys = [key for key in PLANNED_KEYS if _get(task, key) is None]
+    open_keys = [key for key in PLANNED_KEYS if get_key(task, key) is None]
     reasons = dict.fromkeys(PLANNED_KEYS, "set by the task or a flag")
     if open_keys:
         situation = Situation(task, measure_shapes(store, task), machine)
         for key, choose in CHOICES.items():
             if key in open_keys:
                 value, reasons[key] = choose(situation)
-                situation.task = _set(situation.task, key, value)
+                situation.task = set_key(situation.task, key, value)
         task = situation.task
     made_for = {
         "task": task.name,
@@ -68,14 +68,16 @@ def plan_task(task: TaskConfig, store: PreparedStore, *, device: str = "auto", m
         "device": machine.device,
         "memory_gb": float(f"{machine.memory_bytes / 1e9:.3g}"),
     }
-    return Plan(task, {key: _get(task, key) for key in open_keys}, reasons, made_for)
+    return Plan(task, {key: get_key(task, key) for key in open_keys}, reasons, made_for)
 
 
-def _get(task: TaskConfig, key: str) -> Any:
+def get_key(task: TaskConfig, key: str) -> Any:
+    """Return the value at a dotted key such as ``train.steps``."""
     section, _, name = key.partition(".")
     return getattr(getattr(task, section), name)
 
 
-def _set(task: TaskConfig, key: str, value: object) -> TaskConfig:
+def set_key(task: TaskConfig, key: str, value: object) -> TaskConfig:
+    """Return a task with another value at a dotted key."""
     section, _, name = key.partition(".")
     return replace(task, **{section: replace(getattr(task, section), **{name: value})})

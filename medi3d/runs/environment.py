@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import subprocess
+from collections import ChainMap
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -42,6 +43,20 @@ def add_resumption(path: Path, *, step: int, prepared: Path) -> None:
     _write(path, facts)
 
 
+def note_device(path: Path, device: str) -> None:
+    """Note which device a run is trained on since it was last started, and warn where it was another one before."""
+    facts = read_environment(path)
+    entries = [facts, *facts["resumptions"]]
+    before = latest(facts).get("device", device)
+    if before != device:
+        logger.warning(
+            "%s: goes on with device %s (was %s); it may end with other weights than without the interruption",
+            *(path.parent, device, before),
+        )
+    entries[-1]["device"] = device
+    _write(path, facts)
+
+
 def read_environment(path: Path) -> dict[str, Any]:
     """Read what :func:`write_environment` and :func:`add_resumption` wrote."""
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -49,8 +64,8 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 
 def latest(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of the last start or resumption."""
-    return {**facts, **(facts["resumptions"][-1] if facts["resumptions"] else {})}
+    """Return the facts of the last start or resumption; what that does not tell is as before."""
+    return dict(ChainMap(*reversed(facts["resumptions"]), facts))
 
 
 def _describe(prepared: Path) -> dict[str, Any]:

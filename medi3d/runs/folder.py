@@ -104,14 +104,24 @@ class RunFolder:
         Raises:
             WeightsError: there are checkpoints, and none of them is good.
         """
+        state = self.rewind(write=write)
+        if write:
+            self.note_resumption(state, prepared)
+        return state
+
+    def rewind(self, *, write: bool = True) -> State | None:
+        """Bring the folder to where its last good checkpoint stands; as :meth:`resume`, without a note."""
         state = load_checkpoint(self.last) if has_checkpoint(self.last) else None
-        step = 0 if state is None else int(state["step"])
         if write:
             if state is None:
                 logger.warning("%s: ended before its first checkpoint; starts again from step 0", self.path)
-            self._metrics.trim(step)
-            environment.add_resumption(self.environment_file, step=step, prepared=prepared)
+            self._metrics.trim(0 if state is None else int(state["step"]))
         return state
+
+    def note_resumption(self, state: State | None, prepared: Path) -> None:
+        """Note that the run goes on, and warn of what has changed since it was last started."""
+        step = 0 if state is None else int(state["step"])
+        environment.add_resumption(self.environment_file, step=step, prepared=prepared)
 
     def write_config(self, task: TaskConfig) -> None:
         """Write the resolved configuration, whole or not at all."""
@@ -150,6 +160,16 @@ class RunFolder:
     def load_prepared(self) -> Path:
         """Read where the prepared data lies that the run trains on, or did when it was last resumed."""
         return Path(environment.latest(environment.read_environment(self.environment_file))["prepared"])
+
+    def note_device(self, name: str) -> None:
+        """Note which device the run is trained on."""
+        environment.note_device(self.environment_file, name)
+
+    def load_device(self) -> str | None:
+        """Read which device the run was last trained on; runs of older versions, and exported ones, do not tell."""
+        if not self.environment_file.is_file():
+            return None
+        return environment.latest(environment.read_environment(self.environment_file)).get("device")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to ``metrics.csv``; a column without a value stays empty, a new column is added on the right.

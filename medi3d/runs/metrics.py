@@ -16,7 +16,7 @@ from medi3d.io import atomic
 
 METRIC_COLUMNS = (
     *("step", "seconds", "learning_rate", "loss", "score"),
-    *("patches_per_second", "waiting", "memory_gb"),
+    *("patches_per_second", "waiting", "memory_gb", "cpu_seconds"),
 )
 """The columns that a table begins with; a row that brings others adds them on the right."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -53,6 +53,7 @@ class TrainResult:
         best_score: the best of all validations.
         stopped: whether a signal ended it before its schedule did; ``medi3d train --resume`` goes on.
         exit_code: what a shell gives for a process that the signal ended.
+        scores: of the last validation, by task.
     """
 
     run: Path
@@ -62,3 +63,4 @@ class TrainResult:
     best_score: float
     stopped: bool = False
     exit_code: int = 0
+    scores: dict[str, float] = field(default_factory=dict)

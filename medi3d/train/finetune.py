@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
+from medi3d.models.multitask import find_encoders
 from medi3d.train.batch_norm import BatchNormCalls, Moments
 
 STATISTICS_PATCHES = 64
@@ -25,20 +26,20 @@ class FineTuning:
     so when its weights are trained.
 
     Args:
-        model: the network; without an ``encoder`` there is nothing to do.
-        task: the task.
+        model: the network, or the networks of several tasks; without an ``encoder`` there is nothing to do.
+        task: the task; of several, what they share.
     """
 
     def __init__(self, model: nn.Module, task: TaskConfig) -> None:
         self.model, self.task = model, task
-        self.encoder: nn.Module | None = getattr(model, "encoder", None)
-        own = [] if self.encoder is None else list(self.encoder.parameters())
-        self._trained = [parameter for parameter in own if parameter.requires_grad]
+        self.encoders = find_encoders(model)
+        own = {id(parameter): parameter for encoder in self.encoders for parameter in encoder.parameters()}
+        self._trained = [parameter for parameter in own.values() if parameter.requires_grad]
         self.frozen = False
 
     def update(self, progress: float) -> None:
         """Freeze or unfreeze the encoder as the schedule says."""
-        frozen = self.encoder is not None and progress < self.task.train.freeze
+        frozen = bool(self.encoders) and progress < self.task.train.freeze
         if frozen == self.frozen:
             return
         self.frozen = frozen
@@ -50,18 +51,17 @@ class FineTuning:
     def set_modes(self) -> None:
         """Put the network into training mode, and what is frozen of it into that of prediction."""
         self.model.train()
-        if self.encoder is None:
-            return
-        if self.frozen:
-            self.encoder.eval()
-        if self.task.train.norm_statistics != "update":
-            for norm in find_norms(self.encoder):
-                norm.eval()
+        for encoder in self.encoders:
+            if self.frozen:
+                encoder.eval()
+            if self.task.train.norm_statistics != "update":
+                for norm in find_norms(encoder):
+                    norm.eval()
 
     def find_updated_norms(self) -> list[nn.Module]:
         """Return the layers that normalise by their batch while the encoder is trained."""
-        fixed = self.encoder is not None and self.task.train.norm_statistics != "update"
-        kept = {id(norm) for norm in find_norms(self.encoder)} if self.encoder is not None and fixed else set()
+        fixed = self.encoders if self.task.train.norm_statistics != "update" else []
+        kept = {id(norm) for encoder in fixed for norm in find_norms(encoder)}
         return [norm for norm in find_norms(self.model) if id(norm) not in kept]
 
     def rate_factor(self, progress: float) -> float:
@@ -71,25 +71,26 @@ class FineTuning:
             return 1.0
         return min(max((progress - config.freeze) / config.warmup, 0.0), 1.0)
 
-    @torch.no_grad()
-    def reestimate(self, batches: Iterator[dict[str, Any]], *, batch_size: int, processes: int) -> int:
-        """Measure the running statistics of the encoder's norms on training patches.
 
-        Args:
-            batches: of this process.
-            batch_size: patches in each.
-            processes: how many there are.
+@torch.no_grad()
+def reestimate(network: nn.Module, batches: Iterator[dict[str, Any]], *, batch_size: int, processes: int) -> int:
+    """Measure the running statistics of a network's encoder's norms on training patches.
 
-        Returns:
-            How many norms were measured.
-        """
-        if self.encoder is None:
-            return 0
-        moments = Moments()
-        with _answering_as_in_training(self.encoder), BatchNormCalls(moments.measure):
+    Args:
+        network: of one task.
+        batches: of this process.
+        batch_size: patches in each.
+        processes: how many there are.
+
+    Returns:
+        How many norms were measured.
+    """
+    moments = Moments()
+    for encoder in find_encoders(network):
+        with _answering_as_in_training(encoder), BatchNormCalls(moments.measure):
             for _ in range(math.ceil(STATISTICS_PATCHES / (batch_size * processes))):
-                self.encoder(next(batches)["image"])
-        return moments.write(processes=processes)
+                encoder(next(batches)["image"])
+    return moments.write(processes=processes)
 
 
 def find_norms(module: nn.Module) -> list[nn.Module]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from medi3d.data.splits import Split, split_cases
 from medi3d.errors import ConfigError, InputError, MissingDependencyError
 from medi3d.io.prepared import PreparedCase, PreparedStore
 from medi3d.planning import Plan, plan_task, write_plan
-from medi3d.planning.machine import find_machine
+from medi3d.planning.combine import combine_plans
+from medi3d.planning.machine import find_machine, name_device
+from medi3d.runs.checkpoint import State
 from medi3d.runs.folder import RunFolder
 from medi3d.train.events import TrainEvent, TrainResult
 from medi3d.train.health import explain_out_of_memory, is_out_of_memory
+from medi3d.train.part import TaskPart
 from medi3d.train.processes import ask_main, count_local_processes, create_accelerator, list_causes, named_losses
 from medi3d.train.stop import StopRequest
 from medi3d.train.trainer import Trainer
@@ -32,15 +36,41 @@ _COMPILERS = ("g++", "clang++")
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What was asked for."""
+class Source:
+    """What a task of a run is trained from.
+
+    Args:
+        task: its configuration.
+        store: its prepared data.
+        record: where configuration, split, environment and plan are kept.
+    """
 
     task: TaskConfig
     store: PreparedStore
+    record: RunFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for.
+
+    Args:
+        sources: of each task.
+        folder: of the run.
+        fold: which fold to validate on.
+        device: as :func:`train_task` takes it.
+        resume: go on from the run's last checkpoint.
+        mix: gives parts of a run of several tasks their shares and weights.
+        on_created: called in the first process with the tasks that are trained, when their records are written.
+    """
+
+    sources: Sequence[Source]
     folder: RunFolder
     fold: int
     device: str
     resume: bool
+    mix: Callable[[list[TaskPart]], list[TaskPart]] = lambda parts: parts
+    on_created: Callable[[list[TaskConfig]], None] = lambda tasks: None
 
 
 def train_task(
@@ -75,52 +105,112 @@ def train_task(
         WeightsError: pretrained weights or a checkpoint that cannot be had.
         Medi3dError: the loss stopped being a number, memory did not suffice, or another process is gone.
     """
-    job = _Job(task, PreparedStore(prepared), RunFolder(run), fold, device, resume)
-    _check_settings(job.store, task)
-    accelerator = create_accelerator(task, device)
-    with StopRequest() as stop, named_losses(accelerator, run):
-        plan = plan_alike(task, job.store, accelerator, device=device)
-        if task.train.precision is None:
-            accelerator = create_accelerator(plan.task, device)
+    folder = RunFolder(run)
+    job = Job([Source(task, PreparedStore(prepared), folder)], folder, fold, device, resume)
+    show = on_plan or (lambda plan: None)
+    return run_job(job, on_event=on_event, on_plans=lambda plans: show(plans[0]) if plans[0].chosen else None)
+
+
+def run_job(
+    job: Job,
+    *,
+    on_event: Callable[[TrainEvent], None] | None = None,
+    on_plans: Callable[[list[Plan]], None] = lambda plans: None,
+) -> TrainResult:
+    """Train one fold of one task, or of several on one encoder; see :func:`train_task`.
+
+    Args:
+        job: what to train.
+        on_event: called after every step, in the first process.
+        on_plans: called in the first process with the plan of each task, before the first step.
+    """
+    for source in job.sources:
+        _check_settings(source.store, source.task)
+    accelerator = create_accelerator(job.sources[0].task, job.device)
+    with StopRequest() as stop, named_losses(accelerator, job.folder.path):
+        plans = combine_plans([plan_alike(one.task, one.store, accelerator, device=job.device) for one in job.sources])
+        if job.sources[0].task.train.precision is None:
+            accelerator = create_accelerator(plans[0].task, job.device)
         try:
-            return _train(job, plan, accelerator, stop, on_event=on_event, on_plan=on_plan)
+            return _train(job, plans, accelerator, stop, on_event=on_event, on_plans=on_plans)
         except Exception as error:
             cause = next((cause for cause in list_causes(error) if is_out_of_memory(cause)), None)
             if cause is None:
                 raise
-            raise explain_out_of_memory(cause, plan.task) from error
+            largest = max((plan.task for plan in plans), key=lambda task: task.batch_size * math.prod(task.patch_size))
+            raise explain_out_of_memory(cause, largest) from error
 
 
 def _train(
-    job: _Job,
-    plan: Plan,
+    job: Job,
+    plans: Sequence[Plan],
     accelerator: Accelerator,
     stop: StopRequest,
     *,
     on_event: Callable[[TrainEvent], None] | None,
-    on_plan: Callable[[Plan], None] | None,
+    on_plans: Callable[[list[Plan]], None],
 ) -> TrainResult:
     folder, writes = job.folder, accelerator.is_main_process
-    cases = {case.case_id: case for case in job.store.cases()}
     if writes and not job.resume:
         folder.check_free()
-    split = _load_split(job, cases) if job.resume else _split(job, cases)
-    _check_options(plan.task, accelerator)
+    parts = find_parts(job, plans)
+    for part in parts:
+        _check_options(part.task, accelerator)
     with ExitStack() as locked:
         if writes and job.resume:
             locked.enter_context(folder.lock())
-        state = folder.resume(job.store.folder, write=writes) if job.resume else None
-        trainer = Trainer(plan.task, folder, accelerator, stop, on_event=on_event, state=state)
+        state = folder.rewind(write=writes) if job.resume else None
+        trainer = Trainer(parts, folder, accelerator, stop, on_event=on_event, state=state)
         if writes and not job.resume:
             # Nothing is written before all that was asked for is known to be there.
             locked.enter_context(folder.lock())
-            folder.create(plan.task, split, prepared=job.store.folder, fold=job.fold)
-        if writes and plan.chosen:
-            write_plan(plan, folder.path / "plan.yaml")
-            if on_plan is not None:
-                on_plan(plan)
+        if writes:
+            _record(job, plans, parts, state, device=name_device(accelerator.device))
+            on_plans(list(plans))
         accelerator.wait_for_everyone()
-        return trainer.fit([cases[name] for name in split.train], [cases[name] for name in split.validation])
+        return trainer.fit()
+
+
+def _record(job: Job, plans: Sequence[Plan], parts: Sequence[TaskPart], state: State | None, *, device: str) -> None:
+    """Write what describes the run, or note that it goes on."""
+    for source, part in zip(job.sources, parts, strict=True):
+        prepared = source.store.folder
+        if job.resume:
+            source.record.note_resumption(state, prepared)
+        else:
+            source.record.create(part.task, part.split, prepared=prepared, fold=job.fold)
+        source.record.note_device(device)
+    if not job.resume:
+        job.on_created([part.task for part in parts])
+    for source, plan in zip(job.sources, plans, strict=True):
+        if plan.chosen:
+            write_plan(plan, source.record.path / "plan.yaml")
+
+
+def find_parts(job: Job, plans: Sequence[Plan]) -> list[TaskPart]:
+    """Find the cases of each task that are trained on and held out.
+
+    A patient who is held out in one task is trained on in none, as the tasks share an encoder.
+
+    Raises:
+        InputError: cases of a resumed run are gone, or a task has none left to train on.
+    """
+    found: list[tuple[TaskConfig, list[PreparedCase], list[PreparedCase]]] = []
+    for source, plan in zip(job.sources, plans, strict=True):
+        cases = {case.case_id: case for case in source.store.cases()}
+        split = _load_split(source, cases) if job.resume else _split(plan.task, job.fold, cases)
+        found.append((plan.task, [cases[name] for name in split.train], [cases[name] for name in split.validation]))
+    held_out = {case.group for _, _, validation in found for case in validation}
+    parts = [
+        TaskPart(task, [case for case in train if case.group not in held_out], validation)
+        for task, train, validation in found
+    ]
+    empty = next((part for part in parts if not part.train), None)
+    if empty is not None:
+        raise InputError(
+            f"{empty.name}: every patient of its training cases is held out in another task; leave one of them out"
+        )
+    return job.mix(parts)
 
 
 def plan_alike(task: TaskConfig, store: PreparedStore, accelerator: Accelerator, *, device: str, jobs: int = 1) -> Plan:
@@ -143,19 +233,17 @@ def plan_alike(task: TaskConfig, store: PreparedStore, accelerator: Accelerator,
     return ask_main(plan)
 
 
-def _split(job: _Job, cases: dict[str, PreparedCase]) -> Split:
-    config = job.task.train
-    return split_cases(
-        list(cases.values()), folds=config.folds, fold=job.fold, seed=config.seed, train_cases=config.cases
-    )
+def _split(task: TaskConfig, fold: int, cases: dict[str, PreparedCase]) -> Split:
+    config = task.train
+    return split_cases(list(cases.values()), folds=config.folds, fold=fold, seed=config.seed, train_cases=config.cases)
 
 
-def _load_split(job: _Job, cases: dict[str, PreparedCase]) -> Split:
-    split = job.folder.load_split()
+def _load_split(source: Source, cases: dict[str, PreparedCase]) -> Split:
+    split = source.record.load_split()
     missing = [name for name in (*split.train, *split.validation) if name not in cases]
     if missing:
         raise InputError(
-            f"{job.store.folder}: {len(missing)} cases of the run are gone, {missing[0]} first; prepare them again"
+            f"{source.store.folder}: {len(missing)} cases of the run are gone, {missing[0]} first; prepare them again"
         )
     return split
 

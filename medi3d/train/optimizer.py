@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
 from medi3d.models.encoder import Encoder
+from medi3d.models.multitask import find_encoders
 
 
 def create_optimizer(model: nn.Module, task: TaskConfig) -> torch.optim.Optimizer:
@@ -35,14 +36,20 @@ def create_optimizer(model: nn.Module, task: TaskConfig) -> torch.optim.Optimize
 
 
 def group_parameters(model: nn.Module, task: TaskConfig) -> list[dict[str, Any]]:
-    """Return the parameters in groups of equal learning rate and weight decay, the decoder's first."""
+    """Return the parameters in groups of equal learning rate and weight decay, the decoder's first.
+
+    Of networks that share parameters, each parameter is in one group.
+    """
     config = task.train
-    encoder = getattr(model, "encoder", None)
-    own = {} if encoder is None else {f"encoder.{name}": 0 for name, _ in encoder.named_parameters()}
-    if encoder is not None and config.layer_decay < 1:
-        stages = find_stages(encoder, task.patch_size)
-        count = len(encoder.strides)
-        own = {f"encoder.{name}": count - stage for name, stage in stages.items()}
+    encoders = {id(encoder): encoder for encoder in find_encoders(model)}
+    count = max((len(encoder.strides) for encoder in encoders.values()), default=0)
+    own: dict[str, int] = {}
+    for prefix, module in model.named_modules():
+        encoder = encoders.get(id(module))
+        if encoder is None:
+            continue
+        stages = find_stages(encoder, task.patch_size) if config.layer_decay < 1 else {}
+        own |= {f"{prefix}.{name}": count - stages.get(name, count) for name, _ in encoder.named_parameters()}
     spared = _find_spared(model)
     members: dict[tuple[int, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,26 +14,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from medi3d.config import TaskConfig, parse_duration
+from medi3d.config import parse_duration
 from medi3d.data.augment import Augmenter
-from medi3d.data.loader import PatchLoader
+from medi3d.data.loader import PatchLoader, default_workers
+from medi3d.data.mixture import MixedLoader, count_batches
 from medi3d.data.patches import PatchDataset
 from medi3d.errors import ConfigError
 from medi3d.infer.allocator import give_back_freed_memory, keep_freed_memory
-from medi3d.io.prepared import PreparedCase
 from medi3d.models.activations import checkpoint_activations
 from medi3d.models.build import create_model
+from medi3d.models.multitask import create_networks, find_networks
 from medi3d.runs.checkpoint import save_checkpoint
 from medi3d.runs.folder import RunFolder
 from medi3d.train.average import WeightAverage
 from medi3d.train.batch_norm import BatchNormCalls, synchronize
 from medi3d.train.events import TrainEvent, TrainResult
-from medi3d.train.finetune import FineTuning
+from medi3d.train.finetune import FineTuning, reestimate
 from medi3d.train.health import LossHistory, check_loss
 from medi3d.train.losses import create_loss
 from medi3d.train.optimizer import create_optimizer
+from medi3d.train.part import TaskPart
 from medi3d.train.processes import (
     agree_on,
     average_gradients,
@@ -48,6 +51,7 @@ from medi3d.train.stop import StopRequest
 from medi3d.train.threads import Threads, count_cores, restored_threads
 from medi3d.train.validate import PICTURES, validate
 from medi3d.train.watch import Meter, Watch
+from medi3d.types import Array
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Trainer:
     """State of a run: network, optimiser, and how far it is.
 
     Args:
-        task: every planned key set.
+        parts: the tasks of the run; their networks have one encoder.
         folder: of the run; the first process writes into it.
         accelerator: of this process.
         stop: whether a signal asks to end.
@@ -71,7 +75,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: TaskConfig,
+        parts: Sequence[TaskPart],
         folder: RunFolder,
         accelerator: Accelerator,
         stop: StopRequest,
@@ -79,12 +83,15 @@ class Trainer:
         on_event: Callable[[TrainEvent], None] | None = None,
         state: State | None = None,
     ) -> None:
+        self.parts, self.shares = parts, {part.name: part.share for part in parts}
+        self.task = task = parts[0].task  # for what is the same in all of them
         config = task.train
-        self.task, self.folder, self.accelerator, self.stop, self.on_event = task, folder, accelerator, stop, on_event
+        self.folder, self.accelerator, self.stop, self.on_event = folder, accelerator, stop, on_event
         self._around: Callable[[], AbstractContextManager[Any]] = (
             partial(BatchNormCalls, synchronize) if accelerator.num_processes > 1 else nullcontext
         )
         self.model = self._create_model(pretrained=state is None)
+        self.networks = {part.name: network for part, network in zip(parts, find_networks(self.model), strict=True)}
         self.optimizer = accelerator.prepare(create_optimizer(self.model, task))
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.finetuning = FineTuning(self.model, task)
@@ -93,28 +100,40 @@ class Trainer:
                 "train.compile: batch norms over several processes cannot be compiled; leave it out, or set "
                 "train.norm_statistics to frozen or reestimate, which helps where the encoder alone has such norms"
             )
-        self.loss = create_loss(task)
-        self.history = LossHistory()
+        self.losses = {part.name: create_loss(part.task) for part in parts}
+        self.histories = {part.name: LossHistory() for part in parts}
         self.pace = Pace(task.steps, parse_duration(config.budget) if config.budget else None)
         self.step, self.validated = 0, 0
         self.last_loss, self.score, self.best = math.nan, math.nan, -math.inf
+        self.task_losses, self.task_scores = ({part.name: math.nan for part in parts} for _ in range(2))
         self._seconds_before, self._begun, self._saved_at = 0.0, time.monotonic(), 0.0
+        self._cpu_before = -time.process_time()
         self._ahead: dict[str, Any] | None = None
         if state is not None:
             self._restore(state)
         self._set_rates()
-        self.watch = Watch(accelerator, folder, task)
+        self.watch = Watch(accelerator, folder, *(part.task for part in parts))
         self.logged, self.shown = Meter(accelerator.device), Meter(accelerator.device)
         found = None if state is None else state.get("threads")
         most = count_cores(processes=count_local_processes(accelerator)) if accelerator.device.type == "cpu" else 1
         self.threads = Threads(config.threads, most=most, found=found)
 
     @property
+    def shares_encoder(self) -> bool:
+        """Whether the run is of several tasks."""
+        return len(self.parts) > 1
+
+    @property
     def seconds(self) -> float:
         """Wall-clock seconds of training so far, those before a resumption included."""
         return self._seconds_before + time.monotonic() - self._begun
 
-    def fit(self, train: Sequence[PreparedCase], validation: Sequence[PreparedCase]) -> TrainResult:
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds of this process so far, all threads together, those before a resumption included."""
+        return self._cpu_before + time.process_time()
+
+    def fit(self) -> TrainResult:
         """Train to the end of the schedule, or until a signal asks to stop."""
         self.watch.start(self.step)
         if self.accelerator.device.type == "cpu":
@@ -122,44 +141,47 @@ class Trainer:
             settle()
         try:
             with restored_threads():
-                self._begin(train, validation)
-                with closing(self._read(train, self.step)) as batches:
-                    stopped = self._run_steps(batches, validation)
+                self._begin()
+                with closing(self._read()) as batches:
+                    stopped = self._run_steps(batches)
                 if not stopped and self.validated < self.task.train.validations:
-                    self._validate(validation)
+                    self._validate()
         finally:
             self.watch.close()
         code = self.stop.exit_code if stopped else 0
-        return TrainResult(self.folder.path, self.step, self.seconds, self.score, self.best, stopped, code)
+        result = TrainResult(self.folder.path, self.step, self.seconds, self.score, self.best, stopped, code)
+        return replace(result, scores=dict(self.task_scores))
 
     def _create_model(self, *, pretrained: bool) -> nn.Module:
-        """Create the network, alike in all processes; a run that goes on needs no pretrained weights."""
-        task, config = self.task, self.task.train
+        """Create the networks, alike in all processes; a run that goes on needs no pretrained weights."""
+        tasks, config = [part.task for part in self.parts], self.task.train
         torch.manual_seed(config.seed)
-        source = task if pretrained else replace(task, model=replace(task.model, init="random", weights=None))
-        model = create_model(source).to(self.accelerator.device)
+        if not pretrained:
+            tasks = [replace(task, model=replace(task.model, init="random", weights=None)) for task in tasks]
+        model = create_networks(tasks) if self.shares_encoder else create_model(tasks[0])
+        model = model.to(self.accelerator.device)
         seed_process(config.seed, self.accelerator.process_index)
-        if config.checkpoint_activations:
-            blocks = checkpoint_activations(model, around=self._around)
-            logger.info("feature maps of %d blocks are computed again in the backward pass", len(blocks))
-        if config.compile:
-            model.compile()
+        for network in find_networks(model):
+            if config.checkpoint_activations:
+                blocks = checkpoint_activations(network, around=self._around)
+                logger.info("feature maps of %d blocks are computed again in the backward pass", len(blocks))
+            if config.compile:
+                network.compile()
         return model
 
-    def _begin(self, train: Sequence[PreparedCase], validation: Sequence[PreparedCase]) -> None:
-        config = self.task.train
+    def _begin(self) -> None:
+        config, processes = self.task.train, self.accelerator.num_processes
         self.finetuning.update(self.pace.progress)
         if config.norm_statistics == "reestimate" and not self.step:
-            with closing(self._read(train, 0)) as batches, self._around(), self.accelerator.autocast():
-                self.finetuning.reestimate(
-                    batches, batch_size=self.task.batch_size, processes=self.accelerator.num_processes
-                )
+            for part in self.parts:
+                with closing(self._read_part(part)) as batches, self._around(), self.accelerator.autocast():
+                    reestimate(self.networks[part.name], batches, batch_size=part.task.batch_size, processes=processes)
         if self.pace.budget_s is not None and not self.step:
-            self.pace.validation_s = self._estimate_validation(validation)
+            self.pace.validation_s = self._estimate_validation()
         self.finetuning.set_modes()
         check_alike(self.model, self.accelerator)
 
-    def _run_steps(self, batches: Iterator[dict[str, Any]], validation: Sequence[PreparedCase]) -> bool:
+    def _run_steps(self, batches: Iterator[dict[str, Any]]) -> bool:
         """Train to the end of the schedule; return whether a signal asked to stop before that."""
         while self.pace.progress < 1:
             self.finetuning.update(self.pace.progress)
@@ -168,7 +190,7 @@ class Trainer:
             seconds = agree_on(self.accelerator, self.seconds)
             progress = self.pace.update(self.step, seconds)
             if progress * self.task.train.validations >= self.validated + 1:
-                self._validate(validation)
+                self._validate()
             elif self.step % LOG_EVERY == 0:
                 self._log()
             self._tell()
@@ -185,16 +207,19 @@ class Trainer:
         config = self.task.train
         self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        losses, case_ids = [], []
+        losses: dict[str, list[Tensor]] = defaultdict(list)
+        case_ids: dict[str, list[str]] = defaultdict(list)
+        weights = {part.name: part.weight for part in self.parts}
         for _ in range(config.accumulate):
             batch = self._ahead or next(batches)
             self._ahead = None
+            name = batch["task"]
             with self._around(), self.accelerator.autocast():
-                outputs = self.model(batch["image"])
-            loss = self.loss(outputs, batch, progress=self.pace.progress)
-            self.accelerator.backward(loss / config.accumulate)
-            losses.append(loss.detach())
-            case_ids += batch["case_id"]
+                outputs = self.networks[name](batch["image"])
+            loss = self.losses[name](outputs, batch, progress=self.pace.progress)
+            self.accelerator.backward(weights[name] * loss / config.accumulate)
+            losses[name].append(loss.detach())
+            case_ids[name] += batch["case_id"]
         average_gradients(self.model.parameters(), self.accelerator)
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
@@ -203,11 +228,16 @@ class Trainer:
             self.average.update(self.step)
         # Before the loss is asked for, which waits for the device: it augments while it ends the step.
         self._ahead = next(batches)
-        self.last_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(self.last_loss):
-            case_ids = gather_names(self.accelerator, case_ids)
-        check_loss(self.last_loss, self.step, case_ids, self.folder, self.history)
-        patches = len(case_ids) * self.accelerator.num_processes
+        self._take_losses(losses, case_ids)
+
+    def _take_losses(self, losses: Mapping[str, list[Tensor]], case_ids: Mapping[str, list[str]]) -> None:
+        """Note the losses of a step, by task, and end the run where one is no number or has diverged."""
+        self.last_loss = float(torch.stack([loss for own in losses.values() for loss in own]).mean())
+        for name, own in losses.items():
+            self.task_losses[name] = loss = float(torch.stack(own).mean())
+            ids = case_ids[name] if math.isfinite(loss) else gather_names(self.accelerator, case_ids[name])
+            check_loss(loss, self.step, ids, self.folder, self.histories[name])
+        patches = sum(map(len, case_ids.values())) * self.accelerator.num_processes
         self.logged.add(patches)
         self.shown.add(patches)
 
@@ -218,45 +248,66 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (of_encoder if group["encoder"] else self.rate)
 
-    def _read(self, cases: Sequence[PreparedCase], step: int) -> PatchLoader:
-        config, processes = self.task.train, self.accelerator.num_processes
-        self.loader = PatchLoader(
-            PatchDataset.of_task(self.task, cases),
-            Augmenter(config.augment, patch_size=self.task.patch_size, seed=config.seed),
-            batch_size=self.task.batch_size,
-            first=step * config.accumulate * processes * self.task.batch_size,
+    def _read(self) -> MixedLoader:
+        """Read on where the run stands."""
+        first = self.step * self.task.train.accumulate
+        read = count_batches(self.shares, first)
+        loaders = {part.name: self._read_part(part, read[part.name]) for part in self.parts}
+        self.loader = MixedLoader(loaders, self.shares, first=first)
+        return self.loader
+
+    def _read_part(self, part: TaskPart, batches: int = 0) -> PatchLoader:
+        """Read the batches of one task, after a number of them that each process has taken."""
+        task, processes, device = part.task, self.accelerator.num_processes, self.accelerator.device
+        config, workers = task.train, task.train.workers
+        if workers is None and (most := default_workers(device, processes=processes)):
+            workers = max(most // len(self.parts), 1)
+        return PatchLoader(
+            PatchDataset.of_task(task, part.train),
+            Augmenter(config.augment, patch_size=task.patch_size, seed=config.seed),
+            batch_size=task.batch_size,
+            first=batches * processes * task.batch_size,
             process=self.accelerator.process_index,
             processes=processes,
-            workers=config.workers,
-            device=self.accelerator.device,
+            workers=workers,
+            device=device,
         )
-        return self.loader
 
     # --- validation
 
-    def _estimate_validation(self, cases: Sequence[PreparedCase]) -> float:
-        """Time one case, so that the first validation too is held back from the budget."""
-        begun = time.monotonic()
-        validate(self.model, cases[:1], self.task)
-        own = math.ceil(len(cases) / self.accelerator.num_processes)
-        return agree_on(self.accelerator, (time.monotonic() - begun) * own)
+    def _estimate_validation(self) -> float:
+        """Time one case of each task, so that the first validation too is held back from the budget."""
+        total = 0.0
+        for part in self.parts:
+            begun = time.monotonic()
+            validate(self.networks[part.name], part.validation[:1], part.task)
+            own = math.ceil(len(part.validation) / self.accelerator.num_processes)
+            total += (time.monotonic() - begun) * own
+        return agree_on(self.accelerator, total)
 
-    def _validate(self, cases: Sequence[PreparedCase]) -> None:
+    def _validate(self) -> None:
         begun = time.monotonic()
         self.validated = int(self.pace.progress * self.task.train.validations + 1e-9)
         drawn = PICTURES if self.accelerator.is_main_process and "tensorboard" in self.task.train.trackers else 0
+        pictures: dict[str, Array] = {}
         with nullcontext() if self.average is None else self.average.applied():
-            result = validate(self.model, cases, self.task, accelerator=self.accelerator, pictures=drawn)
+            for part in self.parts:
+                network = self.networks[part.name]
+                result = validate(network, part.validation, part.task, accelerator=self.accelerator, pictures=drawn)
+                self.task_scores[part.name] = result.score
+                prefix = f"{part.name}/" if self.shares_encoder else ""
+                pictures |= {f"{prefix}{case_id}": picture for case_id, picture in result.pictures.items()}
         self.finetuning.set_modes()
-        self.score = result.score
+        known = [score for score in self.task_scores.values() if math.isfinite(score)]
+        self.score = sum(known) / len(known) if known else math.nan
         improved = not (self.score <= self.best or (math.isnan(self.score) and math.isfinite(self.best)))
         self.best = self.score if improved else self.best
         took = agree_on(self.accelerator, time.monotonic() - begun)
         self.pace.validation_s = max(self.pace.validation_s, took)
         self.logged.skip(took)
         self.shown.skip(took)
-        self._log(score=self.score)
-        self.watch.show(self.step, result.pictures)
+        self._log(score=self.score, **self._of_tasks("score", self.task_scores))
+        self.watch.show(self.step, pictures)
         self._save(improved=improved)
 
     # --- what is kept
@@ -284,6 +335,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "progress": self.pace.progress,
             "validation_s": self.pace.validation_s,
             "threads": self.threads.chosen,
@@ -306,8 +358,9 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name in _COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # older runs have no values by task
         self._seconds_before = self._saved_at = state["seconds"]
+        self._cpu_before += state.get("cpu_seconds", math.nan)  # runs of older versions do not tell
         self.pace.progress, self.pace.validation_s = state["progress"], state["validation_s"]
         restore_random_state(self.accelerator, state["rng"])
 
@@ -316,7 +369,13 @@ class Trainer:
     def _log(self, **values: float) -> None:
         rates = self.logged.read(self.loader.waited_s)
         values |= {"learning_rate": self.rate, "loss": self.last_loss, "seconds": round(self.seconds, 1), **rates}
-        self.watch.log(self.step, values)
+        values |= {"cpu_seconds": round(self.cpu_seconds, 1)}
+        self.watch.log(self.step, values | self._of_tasks("loss", self.task_losses))
+
+    def _of_tasks(self, what: str, values: Mapping[str, float]) -> dict[str, float]:
+        """Return columns of each task, in a run of several."""
+        known = {f"{what}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        return known if self.shares_encoder else {}
 
     def _tell(self) -> None:
         if self.on_event is None or not self.accelerator.is_main_process:
@@ -342,5 +401,5 @@ class Trainer:
         self.on_event(event)
 
 
-_COUNTERS = ("step", "validated", "last_loss", "score", "best")
+_COUNTERS = ("step", "validated", "last_loss", "score", "best", "task_losses", "task_scores")
 """Attributes of :class:`Trainer` that a checkpoint keeps by their names."""

@@ -34,14 +34,16 @@ class Watch:
         accelerator: of the run; it holds the trackers.
         folder: of the run.
         task: ``train.trackers`` says who is told.
+        others: further tasks of a run of several.
 
     Raises:
         MissingDependencyError: a tracker's package is not installed.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: RunFolder, task: TaskConfig) -> None:
+    def __init__(self, accelerator: Accelerator, folder: RunFolder, task: TaskConfig, *others: TaskConfig) -> None:
         check_trackers(task)
-        self._accelerator, self._folder, self._task = accelerator, folder, task
+        self._accelerator, self._folder, self._task, self._others = accelerator, folder, task, others
+        self._name = "+".join(one.name for one in (task, *others))
 
     def start(self, step: int = 0) -> None:
         """Open the trackers.
@@ -51,11 +53,11 @@ class Watch:
         """
         names = self._task.train.trackers if self._accelerator.is_main_process else ()
         self._accelerator.trackers = []
-        self._accelerator.log_with = [_TRACKERS[name](self._folder.path, self._task, step) for name in names]
-        self._accelerator.init_trackers(self._task.name)
+        self._accelerator.log_with = [_TRACKERS[name](self._folder.path, self._name, step) for name in names]
+        self._accelerator.init_trackers(self._name)
         for tracker in self._accelerator.trackers:
             if tracker.name in _OPTIONAL:
-                tracker.store_init_configuration(_describe(self._task))
+                tracker.store_init_configuration(_describe(self._task, *self._others))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row of ``metrics.csv``, and tell the trackers.
@@ -149,11 +151,11 @@ def check_trackers(task: TaskConfig) -> None:
             )
 
 
-def _tensorboard(run: Path, task: TaskConfig, step: int) -> GeneralTracker:
+def _tensorboard(run: Path, name: str, step: int) -> GeneralTracker:
     return TensorBoardTracker("tensorboard", run, purge_step=step + 1 if step else None)
 
 
-def _wandb(run: Path, task: TaskConfig, step: int) -> GeneralTracker:
+def _wandb(run: Path, name: str, step: int) -> GeneralTracker:
     """Open a run of W&B in the run's folder; one that goes on keeps its id, which W&B's folder names end with."""
     import wandb
 
@@ -168,7 +170,7 @@ def _wandb(run: Path, task: TaskConfig, step: int) -> GeneralTracker:
         silent=True,
     )
     return WandBTracker(
-        task.name,
+        name,
         dir=str(run),
         name=run.name,
         id=earlier[-1].name.rpartition("-")[2] if earlier else None,
@@ -177,10 +179,10 @@ def _wandb(run: Path, task: TaskConfig, step: int) -> GeneralTracker:
     )
 
 
-def _mlflow(run: Path, task: TaskConfig, step: int) -> GeneralTracker:
+def _mlflow(run: Path, name: str, step: int) -> GeneralTracker:
     """Open a run of MLflow, at the place that ``MLFLOW_TRACKING_URI`` names; one that goes on keeps its id."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers which functions are called
-    return _ResumableMLflowTracker(task.name, run_name=run.name, id_file=run / "mlflow-run", resume=step > 0)
+    return _ResumableMLflowTracker(name, run_name=run.name, id_file=run / "mlflow-run", resume=step > 0)
 
 
 class _ResumableMLflowTracker(MLflowTracker):  # type: ignore[misc]
@@ -196,15 +198,17 @@ class _ResumableMLflowTracker(MLflowTracker):  # type: ignore[misc]
         self._id_file.write_text(self.active_run.info.run_id, encoding="utf-8")
 
 
-_TRACKERS: dict[str, Callable[[Path, TaskConfig, int], GeneralTracker]] = {
+_TRACKERS: dict[str, Callable[[Path, str, int], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,
 }
 
 
-def _describe(task: TaskConfig) -> dict[str, Any]:
-    """Return the settings of a run by dotted key, without the paths of weights."""
+def _describe(task: TaskConfig, *others: TaskConfig) -> dict[str, Any]:
+    """Return the settings of a run by dotted key, without the paths of weights; of several tasks below their names."""
+    if others:
+        return {f"{one.name}.{key}": value for one in (task, *others) for key, value in _describe(one).items()}
     values = dump_task(task)
     flat = {"task": task.name, "kind": task.kind}
     for section in ("preprocess", "model", "train"):

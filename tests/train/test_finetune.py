@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medi3d.config import TaskConfig, load_task
 from medi3d.models.build import create_model
-from medi3d.train.finetune import STATISTICS_PATCHES, FineTuning, find_norms
+from medi3d.train.finetune import STATISTICS_PATCHES, FineTuning, find_norms, reestimate
 
 
 def make(**overrides: object) -> tuple[nn.Module, FineTuning, TaskConfig]:
@@ -107,7 +107,7 @@ def test_frozen_statistics_survive_training_mode_while_weights_learn() -> None:
 
 def test_reestimated_statistics_are_exact_averages_over_the_patches() -> None:
     """Of the first norm, whose input is a plain convolution; and the same again, whatever the running means were."""
-    model, finetuning, _ = make(**{"train.norm_statistics": "reestimate"})
+    model, _, _ = make(**{"train.norm_statistics": "reestimate"})
     norm = find_norms(model.encoder)[0]
     seen: list[Tensor] = []
     images = [batch["image"] for batch in itertools.islice(batches(), STATISTICS_PATCHES // 8)]
@@ -120,7 +120,7 @@ def test_reestimated_statistics_are_exact_averages_over_the_patches() -> None:
             model.encoder(image)
     hook.remove()
     modes = [module.training for module in model.modules()]
-    count = finetuning.reestimate(batches(), batch_size=8, processes=1)
+    count = reestimate(model, batches(), batch_size=8, processes=1)
     assert count == len(find_norms(model.encoder))
     assert [module.training for module in model.modules()] == modes
     values = torch.cat(seen).double().transpose(0, 1).flatten(1)
@@ -129,7 +129,7 @@ def test_reestimated_statistics_are_exact_averages_over_the_patches() -> None:
     first = {name: buffer.clone() for name, buffer in model.encoder.named_buffers()}
     for layer in find_norms(model.encoder):
         layer.reset_running_stats()
-    finetuning.reestimate(batches(), batch_size=8, processes=1)
+    reestimate(model, batches(), batch_size=8, processes=1)
     assert all(torch.equal(buffer, first[name]) for name, buffer in model.encoder.named_buffers() if "num" not in name)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -148,4 +148,4 @@ def test_a_network_without_encoder_is_trained_as_it_is() -> None:
     finetuning.set_modes()
     assert all(module.training for module in model.modules())
     assert finetuning.find_updated_norms() == [model[1]]
-    assert finetuning.reestimate(batches(), batch_size=8, processes=1) == 0
+    assert reestimate(model, batches(), batch_size=8, processes=1) == 0
