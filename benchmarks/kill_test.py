@@ -55,7 +55,7 @@ TASK: dict[str, Any] = {
     },
 }
 
-TIMES = {"seconds", "validation_s", "patches_per_second", "waiting", "memory_gb"}
+TIMES = {"seconds", "cpu_seconds", "validation_s", "patches_per_second", "waiting", "memory_gb"}
 """Values and columns that differ between two runs of the same thing."""
 
 PHASES = {"start-up": 0.25, "steps": 0.35, "validation": 0.2, "writing": 0.2}

@@ -88,17 +88,15 @@ def _describe(name: str, found: HeldOut) -> ComparedRun:
     from medi3d.infer.predictor import load_model
     from medi3d.report.comparison import ComparedRun
     from medi3d.report.scores import read_scores
-    from medi3d.report.training_facts import training_seconds
+    from medi3d.report.training_facts import measure_effort
 
     task = found.runs[0].load_config()
     scores: dict[str, Mapping[str, Interval]] = {}
     for folder in found.evaluations.values():
         scores |= read_scores(folder).scores
     network = load_model(task, found.runs[0].checkpoint("last"))
-    seconds = [training_seconds(run) for run in found.runs]
-    known = [value for value in seconds if value is not None]
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return ComparedRun(name, task, scores, parameters, sum(known) if len(known) == len(seconds) else None)
+    return ComparedRun(name, task, scores, parameters, measure_effort(found.runs))
 
 
 def _differences(found: HeldOut, first: HeldOut) -> Mapping[str, Mapping[str, Difference]]:
@@ -141,6 +139,6 @@ def _print(runs: list[ComparedRun]) -> None:
             table.add_row(f"  less {runs[0].name}", "", *(text or "no shared cases" for text in texts), style="dim")
     table.add_section()
     sizes = [size_texts(run) for run in runs]
-    table.add_row("parameters", *(size for size, _ in sizes))
-    table.add_row("trained", *(time for _, time in sizes))
+    for row in sizes[0]:
+        table.add_row(row.lower(), *(size[row] for size in sizes))
     Console().print(table)

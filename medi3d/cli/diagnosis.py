@@ -83,6 +83,8 @@ def check_devices() -> Iterator[Diagnosis]:
     import psutil
     import torch
 
+    from medi3d.planning.machine import name_device
+
     for index in range(torch.cuda.device_count()):
         with torch.cuda.device(index):
             free, total = torch.cuda.mem_get_info()
@@ -99,7 +101,7 @@ def check_devices() -> Iterator[Diagnosis]:
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     busy_share = psutil.cpu_percent(interval=0.5, percpu=True)
     idle = sum(1 - busy_share[core] / 100 for core in usable if core < len(busy_share))
-    text = f"{_processor_name()}, {len(usable)} cores that may be used, {idle:.1f} of them idle"
+    text = f"{name_device(torch.device('cpu'))}, {len(usable)} cores that may be used, {idle:.1f} of them idle"
     if idle < _LEAST_IDLE * len(usable):
         remedy = "other programs compute here; a wall-clock budget buys fewer steps until they end"
         yield Diagnosis("CPU", "warning", text, remedy)
@@ -193,12 +195,3 @@ def _find_weights(backbone: str) -> Iterator[str]:
         cached = list((Path(torch.hub.get_dir()) / "checkpoints").glob(f"{name}-*.pth"))
     if cached:
         yield f"the hub's cache ({cached[0]})"
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -20,7 +20,7 @@ from medi3d.report.charts import draw_comparison, write_comparison
 from medi3d.report.render import render
 from medi3d.report.scoreboard import headline_name, interval_cell
 from medi3d.report.scores import Interval
-from medi3d.report.training_facts import format_duration
+from medi3d.report.training_facts import Effort
 from medi3d.report.words import describe_metric
 
 _MOST_PANELS = 9
@@ -42,7 +42,7 @@ class ComparedRun:
         task: its configuration.
         scores: label, region or class → metric → value with interval.
         parameters: of one network.
-        seconds: trained, of all folds together; ``None`` where it is not known.
+        effort: of training, of all folds together.
         differences: the same keys as ``scores``; empty for the first run and for one that shares no cases with it.
     """
 
@@ -50,7 +50,7 @@ class ComparedRun:
     task: TaskConfig
     scores: Mapping[str, Mapping[str, Interval]]
     parameters: int
-    seconds: float | None
+    effort: Effort
     differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
 
@@ -81,10 +81,15 @@ def difference_text(run: ComparedRun, segment: str, metric: str) -> str:
     return f"{sign}{_joined(interval_cell(metric, difference.interval))}{_p_text(difference.p_value)}"
 
 
-def size_texts(run: ComparedRun) -> tuple[str, str]:
-    """Write the number of parameters and the time trained."""
-    time = "–" if run.seconds is None else format_duration(run.seconds)
-    return f"{run.parameters / 1e6:.2f} M", time
+def size_texts(run: ComparedRun) -> dict[str, str]:
+    """Write the number of parameters, and what training took and where."""
+    time, processor_time, device = (text or "–" for text in run.effort.texts)
+    return {
+        "Parameters": f"{run.parameters / 1e6:.2f} M",
+        "Trained": time,
+        "Processor time": processor_time,
+        "Device": device,
+    }
 
 
 def draw_figure(runs: Sequence[ComparedRun], path: Path) -> Path:
@@ -138,8 +143,7 @@ def write_page(runs: Sequence[ComparedRun], path: Path) -> Path:
         figure=Markup(draw_comparison([run.name for run in runs], _panels(runs))),
         tables=[table for table in tables if table["rows"]],
         facts=[
-            ("Parameters", [size_texts(run)[0] for run in runs]),
-            ("Trained", [size_texts(run)[1] for run in runs]),
+            *((name, [size_texts(run)[name] for run in runs]) for name in size_texts(runs[0])),
             ("Cases scored", [str(_cases(run)) for run in runs]),
             *differing_settings(runs),
         ],
@@ -180,7 +184,9 @@ def _rows(runs: Sequence[ComparedRun]) -> Iterator[dict[str, Any]]:
                     "p_value": _exact(difference.p_value) if difference is not None else "",
                     "shared_cases": other.cases or "",
                     "parameters": run.parameters,
-                    "trained_minutes": "" if run.seconds is None else f"{run.seconds / 60:.2f}",
+                    "trained_minutes": _minutes(run.effort.seconds),
+                    "processor_minutes": _minutes(run.effort.cpu_seconds),
+                    "device": run.effort.device or "",
                 }
 
 
@@ -188,6 +194,10 @@ def _p_text(p_value: float | None) -> str:
     if p_value is None:
         return ""
     return ", p < 0.001" if p_value < 0.001 else f", p = {p_value:.2g}"
+
+
+def _minutes(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds / 60:.2f}"
 
 
 def _exact(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -37,14 +37,43 @@ def describe_training(runs: Sequence[RunFolder], names: Sequence[str]) -> dict[s
     }
 
 
-def training_seconds(run: RunFolder) -> float | None:
-    """Return how long a run has trained, by its metrics; ``None`` where it no longer tells."""
-    if not run.metrics_file.is_file():
-        return None
-    _, columns = read_columns(run.metrics_file)
-    seconds = columns.get("seconds", np.array([np.nan]))
-    known = seconds[np.isfinite(seconds)]
-    return float(known.max()) if len(known) else None
+class Effort(NamedTuple):
+    """What training took, all runs together; ``None`` where one of them does not tell.
+
+    Attributes:
+        seconds: by the clock.
+        cpu_seconds: of the processor, all threads of the runs' first processes.
+        device: what it ran on; several where runs do not agree.
+    """
+
+    seconds: float | None
+    cpu_seconds: float | None
+    device: str | None
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Time, processor time and device for a reader; empty where not known."""
+        time, processor_time = (
+            "" if value is None else format_duration(value) for value in (self.seconds, self.cpu_seconds)
+        )
+        return time, processor_time, self.device or ""
+
+
+def measure_effort(runs: Sequence[RunFolder]) -> Effort:
+    """Return what runs took, by their metrics and environments."""
+    tables = [_read_numbers(run.metrics_file) for run in runs]
+    seconds, cpu_seconds = (
+        None if any(name not in table for table in tables) else sum(float(np.nanmax(table[name])) for table in tables)
+        for name in ("seconds", "cpu_seconds")
+    )
+    devices = [run.load_device() for run in runs]
+    known = [device for device in devices if device is not None]
+    return Effort(seconds, cpu_seconds, ", ".join(dict.fromkeys(known)) if len(known) == len(devices) else None)
+
+
+def _read_numbers(table: Path) -> Mapping[str, Any]:
+    """Return the columns that hold numbers; an exported run has no table."""
+    return read_columns(table)[1] if table.is_file() else {}
 
 
 def format_duration(seconds: float) -> str:
@@ -63,7 +92,8 @@ def format_duration(seconds: float) -> str:
 def _facts(task: TaskConfig, runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
     model, train = task.model, task.train
     network = f"{model.backbone}, inflated to 3D" if model.network == "inflated" else model.network
-    times = [seconds for run in runs if (seconds := training_seconds(run)) is not None]
+    time, processor_time, device = measure_effort(runs).texts
+    in_all = " in all" if len(runs) > 1 else ""
     rows = [
         ("runs", str(len(runs)) if len(runs) > 1 else ""),
         ("network", network),
@@ -76,7 +106,9 @@ def _facts(task: TaskConfig, runs: Sequence[RunFolder]) -> list[tuple[str, str]]
         ("loss", train.loss),
         ("precision", _text(train.precision)),
         ("cases", _split(runs)),
-        ("time", format_duration(sum(times)) + (" in all" if len(times) > 1 else "") if times else ""),
+        ("time", time and time + in_all),
+        ("processor time", processor_time and processor_time + in_all),
+        ("device", device),
         ("seed", str(train.seed)),
     ]
     return [row for row in rows if row[1]]

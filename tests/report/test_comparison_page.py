@@ -22,6 +22,7 @@ from medi3d.report.comparison import (
     write_table,
 )
 from medi3d.report.scores import Interval
+from medi3d.report.training_facts import Effort
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def runs(segmentation_task: TaskConfig) -> list[ComparedRun]:
 
     differences = {"all labels": {"dice": Difference(Interval(-0.2, -0.3, -0.1, 5), 0.0312)}}
     return [
-        ComparedRun("first", segmentation_task, scores(0.8), 5_000_000, 5400.0),
-        ComparedRun("<second>", other, scores(0.6), 1_234_567, None, differences),
+        ComparedRun("first", segmentation_task, scores(0.8), 5_000_000, Effort(5400.0, 9000.0, "Some GPU")),
+        ComparedRun("<second>", other, scores(0.6), 1_234_567, Effort(None, None, None), differences),
     ]
 
 
@@ -49,7 +50,10 @@ def test_values_and_differences_are_written_with_their_intervals(runs: list[Comp
     assert difference_text(replace(runs[1], differences=sure), "all labels", "dice") == (
         "+0.020 (0.010 to 0.030), p < 0.001"
     )
-    assert [size_texts(run) for run in runs] == [("5.00 M", "1 h 30 min"), ("1.23 M", "–")]
+    assert [list(size_texts(run).values()) for run in runs] == [
+        ["5.00 M", "1 h 30 min", "2 h 30 min", "Some GPU"],
+        ["1.23 M", "–", "–", "–"],
+    ]
 
 
 def test_the_table_holds_every_value(runs: list[ComparedRun], tmp_path: Path) -> None:
@@ -60,9 +64,12 @@ def test_the_table_holds_every_value(runs: list[ComparedRun], tmp_path: Path) ->
         "run": "<second>", "scored": "all labels", "metric": "dice", "value": "0.6", "low": "0.5", "high": "0.65",
         "cases": "6", "difference_value": "-0.2", "difference_low": "-0.3", "difference_high": "-0.1",
         "p_value": "0.0312", "shared_cases": "5", "parameters": "1234567", "trained_minutes": "",
+        "processor_minutes": "", "device": "",
     }  # fmt: skip
     assert rows[1]["value"] == rows[0]["difference_value"] == ""
-    assert rows[0]["trained_minutes"] == "90.00"
+    assert (rows[0]["trained_minutes"], rows[0]["processor_minutes"], rows[0]["device"]) == (
+        *("90.00", "150.00", "Some GPU"),
+    )
 
 
 def test_only_what_differs_is_listed(runs: list[ComparedRun]) -> None:

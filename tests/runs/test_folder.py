@@ -130,6 +130,23 @@ def test_what_has_changed_since_is_told(
     assert len(json.loads(folder.environment_file.read_text())["resumptions"]) == 2
 
 
+def test_another_device_is_told_and_noted(
+    folder: RunFolder, tiny: Path, segmentation_task: TaskConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = tiny / "prepared" / segmentation_task.name
+    assert folder.load_device() is None
+    for device in ("first", "first", "second"):
+        folder.note_device(device)
+        assert folder.load_device() == device
+        assert ("goes on with device second (was first)" in caplog.text) == (device == "second")
+        folder.resume(prepared)
+        assert folder.load_device() == device  # until it is known anew
+    facts = json.loads(folder.environment_file.read_text())
+    assert [entry.get("device") for entry in (facts, *facts["resumptions"])] == ["first", "first", "second", None]
+    folder.environment_file.unlink()
+    assert folder.load_device() is None
+
+
 # --- killed while it is written, two at once
 
 
