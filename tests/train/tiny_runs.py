@@ -49,7 +49,7 @@ def weights(run: Path, name: str = "last", key: str = "model") -> dict[str, Tens
 
 def differences(one: Any, two: Any, name: str = "") -> list[str]:
     """Return where two states differ: every tensor bit for bit, every other value, but for times."""
-    if name.rpartition("/")[2] in ("seconds", "validation_s"):
+    if name.rpartition("/")[2] in ("seconds", "cpu_seconds", "validation_s"):
         return []
     if isinstance(one, Tensor):
         return [] if isinstance(two, Tensor) and torch.equal(one, two) else [name]
