@@ -26,6 +26,7 @@ _MODULES = {
     "preprocess": "preprocess",
     "plan": "plan",
     "train": "train",
+    "pretrain": "pretrain",
     "predict": "predict",
     "postprocess": "postprocess",
     "evaluate": "evaluate",

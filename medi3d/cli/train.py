@@ -52,7 +52,7 @@ def train(
     print_config: options.PrintConfig = False,
 ) -> None:
     """Train one fold of a task on its prepared cases, or with --fold all every fold."""
-    overrides = _read_flags(context.params) | parse_assignments(assign or [])
+    overrides = read_flags(context.params) | parse_assignments(assign or [])
     if resume is not None:
         _check_goes_with_resume(context)
         config, run, every_fold = _load_run(resume, overrides)
@@ -91,7 +91,7 @@ def train_fold(config: TaskConfig, prepared: Path | None, run: Path, resume: boo
             on_plan=partial(print_plan, console=Console()),
         )
     if result.stopped:
-        _end_stopped(run, f"after step {result.steps}", result.exit_code, quiet=quiet)
+        end_stopped(run, f"after step {result.steps}", result.exit_code, quiet=quiet)
     if quiet:
         return
     Console().print(
@@ -126,7 +126,7 @@ def _train_folds(
         print_folds(outcomes, Console(), measure=_measure(config))
     codes = [outcome.result.exit_code for outcome in outcomes if outcome.result and outcome.result.stopped]
     if codes:
-        _end_stopped(run, "before all folds were finished", max(codes), quiet=quiet)
+        end_stopped(run, "before all folds were finished", max(codes), quiet=quiet)
     if quiet:
         return
     if any(outcome.state == "finished" for outcome in outcomes):
@@ -166,10 +166,10 @@ def _end_failed(outcomes: list[FoldOutcome], run: Path) -> None:
         raise typer.Exit(1)
 
 
-def _end_stopped(run: Path, when: str, code: int, *, quiet: bool) -> None:
+def end_stopped(run: Path, when: str, code: int, *, quiet: bool, command: str = "train") -> None:
     """End as a shell expects of a process that a signal ended, so that a batch system tells it from a failure."""
     if not quiet:
-        typer.echo(f"stopped {when}, saved; go on with: medi3d train --resume {run}", err=True)
+        typer.echo(f"stopped {when}, saved; go on with: medi3d {command} --resume {run}", err=True)
     raise typer.Exit(code)
 
 
@@ -177,7 +177,7 @@ def _measure(config: TaskConfig) -> str:
     return "mean Dice" if config.kind == "segmentation" else "AUC"
 
 
-def _read_flags(params: dict[str, Any]) -> dict[str, object]:
+def read_flags(params: dict[str, Any]) -> dict[str, object]:
     """Return dotted key → value of the flags that are given."""
     given = {name: params[name] for name in options.KEYS if params[name] is not None}
     if "patch_size" in given:

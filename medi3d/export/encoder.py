@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -20,10 +21,12 @@ from medi3d.models.build import create_model
 from medi3d.models.encoder import Encoder
 from medi3d.models.hub import push_folder
 from medi3d.models.inits import name_init
+from medi3d.models.multitask import merge_encoders
 from medi3d.models.shared import CARD_FILE, FORMAT, WEIGHTS_FILE, read_card, write_recipe
 from medi3d.models.weights import read_weights_file
 from medi3d.runs.checkpoint import load_checkpoint
 from medi3d.runs.folder import RunFolder
+from medi3d.runs.pretraining import PretrainingFolder
 
 _PACKAGES = ("medi3d", "torch", "timm", "torchvision")
 _ORDER = "D inferior to superior, H anterior to posterior, W right to left"
@@ -103,7 +106,7 @@ def export_run_encoder(run: Path, output: Path, *, checkpoint: str = "best", lic
     """Write the encoder of a run; see `export_encoder`.
 
     Args:
-        run: run folder, or an exported run.
+        run: run folder, an exported run, or the folder of a pretraining, as `export_pretrained` takes it.
         output: folder to write; it must be new or empty.
         checkpoint: ``best`` by the validation score, or the ``last``.
         licence: of the weights.
@@ -113,6 +116,8 @@ def export_run_encoder(run: Path, output: Path, *, checkpoint: str = "best", lic
         InputError: ``run`` holds no run, or ``output`` is not empty.
         WeightsError: the checkpoint is missing, damaged or of another architecture.
     """
+    if PretrainingFolder(run).exists:
+        return export_pretrained(run, output, checkpoint=checkpoint, licence=licence)
     source = RunFolder(run)
     task = source.load_config()
     path = source.checkpoint(checkpoint)
@@ -134,6 +139,63 @@ def export_run_encoder(run: Path, output: Path, *, checkpoint: str = "best", lic
         normalize=task.normalizations,
         licence=licence,
     )
+
+
+def export_pretrained(
+    run: Path, output: Path, *, channels: int | None = None, checkpoint: str = "last", licence: str = "not stated"
+) -> Path:
+    """Write the encoder that a pretraining has trained; see `export_encoder`.
+
+    Its running statistics are those of all tasks together, weighed as the batches were. The card names every task with
+    its cases, voxel size and normalisation.
+
+    Args:
+        run: folder of the pretraining.
+        output: folder to write; it must be new or empty.
+        channels: of its volumes, as one of the tasks has them: each number has a first layer of its own. ``None`` takes
+            the number that most tasks have, and the smaller one of equals.
+        checkpoint: the ``last``, or ``best`` by the mean validation score.
+        licence: of the weights.
+
+    Raises:
+        ConfigError: no task has so many channels.
+        InputError: ``run`` holds no pretraining, or ``output`` is not empty.
+        WeightsError: the checkpoint is missing or damaged.
+    """
+    folder = PretrainingFolder(run)
+    config, splits = folder.load_pretraining(), folder.load_splits()
+    tasks = config.tasks
+    counts = Counter(task.in_channels for task in tasks)
+    chosen = channels or min(counts, key=lambda number: (-counts[number], number))
+    if chosen not in counts:
+        raise ConfigError(f"{run}: no task has volumes of {chosen} channels; choose of {sorted(counts)}")
+    cases = {name: len(split.train) for name, split in splits.items()}
+    shares = config.measure_shares(cases)
+    state = load_checkpoint(folder.checkpoint(checkpoint))["model"]
+    encoder = merge_encoders(tasks, state, [shares[task.name] for task in tasks], channels=chosen)
+    first = next(task for task in tasks if task.in_channels == chosen)
+    spacings = {task.name: dump_task(task)["preprocess"]["spacing_mm"] for task in tasks}
+    same = all(spacing == spacings[first.name] for spacing in spacings.values())
+    return export_encoder(
+        encoder,
+        output,
+        init=name_init(first.model.init),
+        training_data={
+            task.name: f"{task.kind} of {cases[task.name]} cases ({task.description or 'no description'}), "
+            f"{_write_spacing(spacings[task.name])}, intensities {' + '.join(task.normalizations)}, "
+            f"{shares[task.name] / sum(shares.values()):.0%} of the batches"
+            for task in tasks
+        },
+        spacing_mm=spacings[first.name] if same else "those of its tasks",
+        normalize=first.normalizations,
+        licence=licence,
+    )
+
+
+def _write_spacing(spacing_mm: Sequence[float] | str) -> str:
+    if isinstance(spacing_mm, str):
+        return f"{spacing_mm} spacing"
+    return "voxels of " + " × ".join(f"{value:g}" for value in spacing_mm) + " mm"
 
 
 def _create_encoder(model: nn.Module, network: str) -> Encoder:

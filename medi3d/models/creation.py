@@ -14,7 +14,7 @@ from medi3d.inflation.plan import resolve_plan
 from medi3d.models.backbone import Backbone, SliceSize
 from medi3d.models.encoder import Encoder, inflate_backbone
 from medi3d.models.inits import DEFAULT_INIT, Init, parse_init
-from medi3d.models.matching import match_tensors
+from medi3d.models.matching import Rules, match_tensors
 from medi3d.models.recipe import EncoderRecipe
 from medi3d.models.shared import WEIGHTS_FILE, find_folder, is_hub_id, is_shared, read_card, read_recipe, set_scaling
 from medi3d.models.stem import InputScale
@@ -105,16 +105,22 @@ def create_encoder(
     start = parse_init(init if init is not None else name if is_volumetric else DEFAULT_INIT)
     encoder = _build(recipe, start, weights, allow_partial)
     if start.file is not None and start.network is None:
-        path = find_folder(str(start.file)) / WEIGHTS_FILE if _is_shared_init(start.file) else start.file
-        load_encoder_state(encoder, path, allow_partial=allow_partial)
+        _load_init(encoder, recipe, start.file, allow_partial=allow_partial)
     if encoder.report is not None:
         logger.info("%s", encoder.report)
     encoder.recipe = recipe
     return encoder
 
 
-def _is_shared_init(file: Path) -> bool:
-    return file.is_dir() or is_hub_id(str(file))
+def _load_init(encoder: Encoder, recipe: EncoderRecipe, file: Path, *, allow_partial: bool) -> None:
+    """Load a checkpoint's encoder, or an exported one, of which fewer stages may be used than it has."""
+    if not file.is_dir() and not is_hub_id(str(file)):
+        return load_encoder_state(encoder, file, allow_partial=allow_partial)
+    folder = find_folder(str(file))
+    stages = read_recipe(read_card(folder), folder).stages
+    is_deeper = recipe.stages is not None and (stages is None or stages > recipe.stages)
+    rules = Rules(drops=((".*", "of a stage after the last one that is used"),)) if is_deeper else None
+    return load_encoder_state(encoder, folder / WEIGHTS_FILE, allow_partial=allow_partial, rules=rules)
 
 
 def _create_shared(name: str) -> Encoder:
@@ -175,8 +181,10 @@ def _log_dropped(name: str, features: nn.Module) -> None:
             logger.info("%s: the encoder has no use for the tensors of %s", name, dropped)
 
 
-def load_encoder_state(encoder: Encoder, path: Path, *, allow_partial: bool = False) -> None:
-    """Load the encoder's part of a medi3d checkpoint, all of it unless a partial load is allowed.
+def load_encoder_state(
+    encoder: Encoder, path: Path, *, allow_partial: bool = False, rules: Rules | None = None
+) -> None:
+    """Load the encoder's part of a medi3d checkpoint, all of it unless a partial load is allowed or rules drop some.
 
     Raises:
         WeightsError: the file holds no encoder, or one of another architecture.
@@ -185,5 +193,7 @@ def load_encoder_state(encoder: Encoder, path: Path, *, allow_partial: bool = Fa
     state = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items() if key.startswith("encoder.")}
     if not state:
         raise WeightsError(f"{path}: holds no tensors named encoder.*; --init takes a checkpoint of a medi3d run")
-    found, encoder.report = match_tensors(state, encoder.state_dict(), where=str(path), allow_partial=allow_partial)
+    found, encoder.report = match_tensors(
+        state, encoder.state_dict(), where=str(path), allow_partial=allow_partial, rules=rules
+    )
     encoder.load_state_dict(found, strict=False)

@@ -125,7 +125,7 @@ def run_job(
         on_plans: called in the first process with the plan of each task, before the first step.
     """
     for source in job.sources:
-        _check_settings(source.store, source.task)
+        check_settings(source.store, source.task)
     accelerator = create_accelerator(job.sources[0].task, job.device)
     with StopRequest() as stop, named_losses(accelerator, job.folder.path):
         plans = combine_plans([plan_alike(one.task, one.store, accelerator, device=job.device) for one in job.sources])
@@ -198,7 +198,7 @@ def find_parts(job: Job, plans: Sequence[Plan]) -> list[TaskPart]:
     found: list[tuple[TaskConfig, list[PreparedCase], list[PreparedCase]]] = []
     for source, plan in zip(job.sources, plans, strict=True):
         cases = {case.case_id: case for case in source.store.cases()}
-        split = _load_split(source, cases) if job.resume else _split(plan.task, job.fold, cases)
+        split = _load_split(source, cases) if job.resume else _split(plan.task, job.fold, list(cases.values()))
         found.append((plan.task, [cases[name] for name in split.train], [cases[name] for name in split.validation]))
     held_out = {case.group for _, _, validation in found for case in validation}
     parts = [
@@ -233,9 +233,12 @@ def plan_alike(task: TaskConfig, store: PreparedStore, accelerator: Accelerator,
     return ask_main(plan)
 
 
-def _split(task: TaskConfig, fold: int, cases: dict[str, PreparedCase]) -> Split:
+def _split(task: TaskConfig, fold: int, cases: Sequence[PreparedCase]) -> Split:
     config = task.train
-    return split_cases(list(cases.values()), folds=config.folds, fold=fold, seed=config.seed, train_cases=config.cases)
+    try:
+        return split_cases(cases, folds=config.folds, fold=fold, seed=config.seed, train_cases=config.cases)
+    except (InputError, ConfigError) as error:
+        raise type(error)(f"{task.name}: {error}") from None
 
 
 def _load_split(source: Source, cases: dict[str, PreparedCase]) -> Split:
@@ -265,7 +268,7 @@ def _check_options(task: TaskConfig, accelerator: Accelerator) -> None:
         )
 
 
-def _check_settings(store: PreparedStore, task: TaskConfig) -> None:
+def check_settings(store: PreparedStore, task: TaskConfig) -> None:
     """Refuse a store that was prepared for another task or with other settings: prediction would prepare by the task's.
 
     Raises:

@@ -15,10 +15,11 @@ from pathlib import Path
 from medi3d.config import PretrainConfig, TaskConfig
 from medi3d.errors import ConfigError
 from medi3d.io.prepared import PreparedStore
-from medi3d.planning import Plan
+from medi3d.planning import Plan, plan_task
+from medi3d.planning.combine import combine_plans
 from medi3d.runs.pretraining import PretrainingFolder
 from medi3d.train.events import TrainEvent, TrainResult
-from medi3d.train.loop import Job, Source, run_job
+from medi3d.train.loop import Job, Source, check_settings, find_parts, run_job
 from medi3d.train.part import TaskPart
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,17 @@ def pretrain(
         return parts
 
     return run_job(replace(job, mix=keep), on_event=on_event, on_plans=lambda plans: on_start(plans, parts))
+
+
+def plan_pretraining(
+    config: PretrainConfig, *, prepared: Mapping[str, Path], fold: int = 0, device: str = "auto"
+) -> tuple[list[Plan], list[TaskPart]]:
+    """Return what :func:`pretrain` would do: each task's plan and part; nothing is written."""
+    job = create_job(config, prepared=prepared, folder=PretrainingFolder(Path()), fold=fold, device=device)
+    for source in job.sources:
+        check_settings(source.store, source.task)
+    plans = combine_plans([plan_task(source.task, source.store, device=device) for source in job.sources])
+    return plans, find_parts(job, plans)
 
 
 def create_job(
