@@ -37,14 +37,19 @@ def create_networks(tasks: Sequence[TaskConfig]) -> nn.ModuleList:
         ConfigError: a network without an encoder, or encoders that differ in more than stages and channels.
     """
     networks = nn.ModuleList([create_model(task) for task in tasks])
-    encoders = find_encoders(networks)
-    for task, encoder in zip(tasks, encoders, strict=True):
-        if not isinstance(encoder, Encoder):
+    for task, network in zip(tasks, networks, strict=True):
+        if not isinstance(getattr(network, "encoder", None), Encoder):
             raise ConfigError(f"{task.name}: model.network {task.model.network} has no encoder that tasks could share")
-    deepest = max(encoders, key=lambda encoder: len(encoder.channels))
+    encoders = find_encoders(networks)
+    deepest = _find_deepest(encoders)
     for task, encoder in zip(tasks, encoders, strict=True):
-        _share_parameters(encoder, deepest, task.name)
+        alike = _find_deepest([other for other in encoders if other.in_channels == encoder.in_channels])
+        _share_parameters(encoder, deepest, alike, task.name)
     return networks
+
+
+def _find_deepest(encoders: Sequence[Encoder]) -> Encoder:
+    return max(encoders, key=lambda encoder: len(encoder.channels))
 
 
 def find_networks(model: nn.Module) -> list[nn.Module]:
@@ -58,16 +63,26 @@ def find_encoders(model: nn.Module) -> list[Encoder]:
     return [encoder for encoder in found if encoder is not None]
 
 
-def _share_parameters(encoder: Encoder, common: Encoder, task: str) -> None:
-    """Put the parameters of a common encoder in the place of an encoder's own, but for those of the first layer."""
+def _share_parameters(encoder: Encoder, common: Encoder, alike: Encoder, task: str) -> None:
+    """Put the parameters of a common encoder in the place of an encoder's own.
+
+    Args:
+        encoder: it is changed.
+        common: with all stages.
+        alike: with as many channels as ``encoder``; its first layer is taken where that of ``common`` has others.
+        task: named in messages.
+    """
     shared = dict(common.named_parameters(remove_duplicate=False))
+    first = dict(alike.named_parameters(remove_duplicate=False))
     for prefix, module in encoder.named_modules():
         for name, own in module.named_parameters(recurse=False, remove_duplicate=False):
             key = f"{prefix}.{name}" if prefix else name
             other = shared.get(key)
             if other is not None and other.shape == own.shape:
                 setattr(module, name, other)
-            elif other is None or not _is_first_layer(own, other, encoder, common):
+            elif other is not None and _is_first_layer(own, other, encoder, common):
+                setattr(module, name, first[key])
+            else:
                 found = "none" if other is None else "×".join(map(str, other.shape))
                 raise ConfigError(
                     f"{task}: its encoder cannot be shared: {key} is {'×'.join(map(str, own.shape))} here and {found} "
