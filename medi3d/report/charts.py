@@ -74,6 +74,8 @@ def draw_learning_curves(tables: Mapping[str, Path]) -> str:
                 x, y = _thin(step[known], columns[column][known]) if known.any() else (step[:0], step[:0])
                 marker = "o" if len(x) <= 30 else None
                 axes.plot(x, y, color=colour, linewidth=width, marker=marker, markersize=4, label=name)
+        for axes in (left, right):  # no half steps around a single validation
+            axes.xaxis.get_major_locator().set_params(integer=True)
         left.set(title="Training loss", xlabel="step")
         right.set(title="Score of the held-out cases", xlabel="step")
         if len(tables) > 1:

@@ -29,9 +29,9 @@ def channel_table(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for name, values in fingerprint["channels"].items():
         medians = [*values["percentiles"]["median"], values["mean"]["median"], values["std"]["median"]]
-        rows.append(_row(name, [f"{value:.4g}" for value in medians]))
+        rows.append(make_row(name, [f"{value:.4g}" for value in medians]))
     heads = [*(f"{percentile:g} %" for percentile in percentiles), "mean", "standard deviation"]
-    return _table("channel", heads, rows)
+    return make_table("channel", heads, rows)
 
 
 def label_table(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def label_table(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in fingerprint["labels"].items():
         volumes = values["volume_ml"]
         numbers = [f"{volumes[key]:.3g}" if volumes else "–" for key in ("median", "min", "max")]
-        rows.append(_row(name, [str(values["cases"]), *numbers]))
-    return _table("label", ["cases", "median ml", "smallest", "largest"], rows)
+        rows.append(make_row(name, [str(values["cases"]), *numbers]))
+    return make_table("label", ["cases", "median ml", "smallest", "largest"], rows)
 
 
 def _triples(spread: Mapping[str, Any], digits: int) -> str:
@@ -53,9 +53,11 @@ def _triples(spread: Mapping[str, Any], digits: int) -> str:
     return texts["median"] if same else f"{texts['median']} ({texts['min']} to {texts['max']})"
 
 
-def _row(name: str, texts: list[str]) -> dict[str, Any]:
+def make_row(name: str, texts: list[str]) -> dict[str, Any]:
+    """Return a row of a table as ``parts.matrix`` of the templates shows it."""
     return {"name": name, "cells": [{"value": text, "low": "", "high": ""} for text in texts]}
 
 
-def _table(corner: str, heads: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def make_table(corner: str, heads: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a table as ``parts.matrix`` of the templates shows it."""
     return {"corner": corner, "heads": [{"title": head, "note": ""} for head in heads], "rows": rows}

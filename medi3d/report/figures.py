@@ -82,13 +82,16 @@ def draw_prediction(
     return save_figure(figure, path)
 
 
+_OF_THE_MACHINE = ("seconds", "cpu_seconds", "patches_per_second", "waiting", "memory_gb")
+
+
 def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
     """Draw every numeric column of a run's metrics table over its first column (the step).
 
     Args:
         metrics_csv: a CSV with one row a record; empty cells are left out, so that losses and validation scores may
             stand in rows of their own. Columns whose names hold "loss" share the first panel, learning rates the last;
-            ``seconds`` are not drawn.
+            what tells of the machine, such as ``seconds``, is not drawn.
         path: of the PNG file.
 
     Raises:
@@ -100,7 +103,7 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> Path:
     from matplotlib.figure import Figure
 
     step, columns = read_columns(Path(metrics_csv))
-    columns.pop("seconds", None)
+    columns = {name: values for name, values in columns.items() if name not in _OF_THE_MACHINE}
     panels = {
         "loss": [name for name in columns if "loss" in name],
         "validation": [name for name in columns if "loss" not in name and not _is_rate(name)],

@@ -12,6 +12,7 @@ from medi3d.io import PreparedStore, atomic
 from medi3d.report.data_facts import channel_table, label_table, set_facts
 from medi3d.report.gallery import LoadCase, describe_gallery
 from medi3d.report.render import render
+from medi3d.report.run_table import describe_runs
 from medi3d.report.scoreboard import describe_evaluation, lead_sentence
 from medi3d.report.scores import Scores, read_scores
 from medi3d.report.training_facts import describe_training
@@ -79,6 +80,7 @@ def write_report(paths: Sequence[Path], output: Path, material: Material) -> Pat
         "viewer": viewer,
         "data": _describe_data(material.store),
         "training": describe_training(runs, _run_names(runs)),
+        "runs": describe_runs(runs, _run_names(runs), scores if material.held_out else ()),
         "date": datetime.now(timezone.utc).strftime("%-d %B %Y"),
     }
     output.parent.mkdir(parents=True, exist_ok=True)

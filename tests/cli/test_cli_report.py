@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from medi3d.cli.held_out import Overrides, find_held_out
 from medi3d.cli.main import app
 from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError, InputError
+from medi3d.planning.machine import name_device
 from medi3d.runs.folder import RunFolder
 from medi3d.train import train_task
 
@@ -137,6 +139,7 @@ def test_two_runs_are_compared(trained: Path, tiny: Path, segmentation_task: Tas
     answer = succeed("compare", *runs, *(word for pair in files.items() for word in pair))
     assert "less first" in answer.stdout
     assert "Dice, all labels" in answer.stdout
+    assert "processor time" in answer.stdout
     with files["--csv"].open(newline="", encoding="utf-8") as stream:
         rows = {(row["run"], row["scored"], row["metric"]): row for row in csv.DictReader(stream)}
     first, second = (rows[name, "all labels", "dice"] for name in ("first", "second"))
@@ -144,6 +147,8 @@ def test_two_runs_are_compared(trained: Path, tiny: Path, segmentation_task: Tas
     assert float(second["difference_value"]) == pytest.approx(float(second["value"]) - float(first["value"]), abs=1e-5)
     assert second["shared_cases"] == second["cases"]
     assert first["parameters"] == second["parameters"] != "0"
+    assert first["device"] == second["device"] == name_device(torch.device("cpu"))
+    assert 0 < float(first["processor_minutes"]) < 5
     assert "train.steps" in files["--html"].read_text(encoding="utf-8")
     assert files["--figure"].read_text(encoding="utf-8").startswith("<?xml")
 
