@@ -172,6 +172,9 @@ def print_parts(plans: list[Plan], parts: list[TaskPart], *, console: Console) -
         )
     console.print(table)
     shared = Table("for all tasks", "value", "why")
+    budget = parts[0].task.train.budget
+    if budget is not None:
+        shared.add_row("train.budget", budget, "the schedule is fitted to it, whatever train.steps is")
     for key in ("train.steps", "train.learning_rate", "train.precision", "model.depth_plan"):
         section, _, name = key.partition(".")
         shared.add_row(key, str(getattr(getattr(parts[0].task, section), name)), plans[0].reasons[key])

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from medi3d.config import dump_task
+from medi3d.config import TaskConfig, dump_task
 from medi3d.errors import ConfigError, InputError
 from medi3d.io import atomic
 from medi3d.models.build import create_model
@@ -41,6 +41,7 @@ def export_encoder(
     spacing_mm: Sequence[float] | str = "any",
     normalize: Sequence[str] = (),
     licence: str = "not stated",
+    held_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Path:
     """Write an encoder as a folder that `medi3d.create_encoder` takes, and ``--init`` too.
 
@@ -52,6 +53,8 @@ def export_encoder(
         spacing_mm: (D, H, W) that volumes should have.
         normalize: how each channel's intensities were brought to its ``input_scale``.
         licence: of the weights.
+        held_out: task → fold, seed and folds of the cases that it was not trained on, so that a run that starts from it
+            can tell whether it has seen the run's held-out cases.
 
     Returns:
         ``output``.
@@ -83,6 +86,7 @@ def export_encoder(
         "strides": encoder.strides,
         "init": init,
         "training_data": training_data,
+        "held_out": held_out or {},
         "input": {
             "spacing_mm": spacing_mm,
             "normalize": normalize,
@@ -138,6 +142,7 @@ def export_run_encoder(run: Path, output: Path, *, checkpoint: str = "best", lic
         spacing_mm=dump_task(task)["preprocess"]["spacing_mm"],
         normalize=task.normalizations,
         licence=licence,
+        held_out={} if exported else {task.name: _describe_fold(source, task)},
     )
 
 
@@ -189,7 +194,12 @@ def export_pretrained(
         spacing_mm=spacings[first.name] if same else "those of its tasks",
         normalize=first.normalizations,
         licence=licence,
+        held_out={task.name: _describe_fold(folder.record(task.name), task) for task in tasks},
     )
+
+
+def _describe_fold(record: RunFolder, task: TaskConfig) -> dict[str, int]:
+    return {"fold": record.load_fold(), "seed": task.train.seed, "folds": task.train.folds}
 
 
 def _write_spacing(spacing_mm: Sequence[float] | str) -> str:

@@ -88,6 +88,21 @@ def read_card(folder: Path) -> dict[str, Any]:
     return checked
 
 
+def read_held_out(init: str) -> dict[str, dict[str, int]]:
+    """Return which cases the encoder that an init names was not trained on.
+
+    Args:
+        init: any ``--init``; of others than exported encoders that lie here, and that say it, nothing is known.
+
+    Returns:
+        Task → ``fold``, ``seed`` and ``folds``, by which its held-out cases are found.
+    """
+    folder = Path(init).expanduser()
+    if not (folder / CARD_FILE).is_file():
+        return {}
+    return dict(read_card(folder).get("held_out", {}))
+
+
 def _hash(stream: BinaryIO) -> str:
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):

@@ -135,6 +135,10 @@ class RunFolder:
         """
         if self.path.is_file():
             raise InputError(f"{self.path}: a file; give the folder of its run, the one with config.yaml")
+        if (self.path / "pretraining.yaml").is_file():
+            raise InputError(
+                f"{self.path}: a pretraining, which predicts nothing; start a run with --init {self.path}/encoder/"
+            )
         if not self.config_file.is_file():
             raise InputError(f"{self.path}: no run here (config.yaml is missing); `medi3d train` makes one")
         return load_task(self.config_file, values=read_yaml(self.config_file))

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from medi3d import planning
-from medi3d.config import TaskConfig
+from medi3d.config import SHARED_KEYS, TaskConfig
 from medi3d.errors import ConfigError, Medi3dError
 from medi3d.runs.folder import RunFolder
 
@@ -108,28 +108,41 @@ FLAGS = {
 """Dotted key → flag of ``medi3d train``, for keys that a smaller plan changes; others go by ``--set``."""
 
 
-def explain_out_of_memory(error: BaseException, task: TaskConfig) -> Medi3dError:
-    """Return an error that names the next smaller plan, as flags to paste."""
+def explain_out_of_memory(error: BaseException, task: TaskConfig, *, among_others: bool = False) -> Medi3dError:
+    """Return an error that names the next smaller plan, as flags to paste; of one task among others, for it alone."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     patch = " × ".join(map(str, task.patch_size))
     try:
-        way_out = f"train again with {as_flags(planning.next_smaller(task))}"
+        way_out = f"train again with {as_flags(planning.next_smaller(task), task=task.name if among_others else None)}"
     except ConfigError as nothing_smaller:
         way_out = str(nothing_smaller)
     return Medi3dError(f"out of memory with {task.batch_size} patches of {patch} voxels ({reason}); {way_out}")
 
 
-def as_flags(values: Mapping[str, object]) -> str:
-    """Write keys of a configuration as flags of ``medi3d train``.
+def as_flags(values: Mapping[str, object], *, task: str | None = None) -> str:
+    """Write keys of a configuration as flags of ``medi3d train``, or of ``medi3d pretrain`` for one of its tasks.
 
     Examples:
         >>> as_flags({"train.patch_size": (32, 48, 40), "train.checkpoint_activations": True})
         '--patch-size 32,48,40 --set train.checkpoint_activations=true'
+        >>> as_flags({"train.batch_size": 2}, task="liver")
+        '--set liver.train.batch_size=2'
     """
+    if task is not None:
+        return " ".join(f"--set {_for_task(task, key)}={_as_yaml(value)}" for key, value in values.items())
     return " ".join(
         f"{FLAGS[key]} {_plain(value)}" if key in FLAGS else f"--set {key}={_plain(value)}"
         for key, value in values.items()
     )
+
+
+def _for_task(task: str, key: str) -> str:
+    """Return the key of one task of a pretraining, or that of all where they must share it."""
+    return key if key in SHARED_KEYS else f"{task}.{key}"
+
+
+def _as_yaml(value: object) -> str:
+    return f"[{_plain(value)}]" if isinstance(value, tuple | list) else _plain(value)
 
 
 def _plain(value: object) -> str:

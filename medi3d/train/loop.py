@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from medi3d.config import TaskConfig, dump_task
 from medi3d.data.splits import Split, split_cases
 from medi3d.errors import ConfigError, InputError, MissingDependencyError
 from medi3d.io.prepared import PreparedCase, PreparedStore
+from medi3d.models.shared import read_held_out
 from medi3d.planning import Plan, plan_task, write_plan
 from medi3d.planning.combine import combine_plans
 from medi3d.planning.machine import find_machine, name_device
@@ -31,6 +33,8 @@ from medi3d.train.stop import StopRequest
 from medi3d.train.trainer import Trainer
 
 __all__ = ["TrainEvent", "TrainResult", "train_task"]
+
+logger = logging.getLogger(__name__)
 
 _COMPILERS = ("g++", "clang++")
 
@@ -126,6 +130,7 @@ def run_job(
     """
     for source in job.sources:
         check_settings(source.store, source.task)
+        warn_of_seen_cases(source.task, job.fold)
     accelerator = create_accelerator(job.sources[0].task, job.device)
     with StopRequest() as stop, named_losses(accelerator, job.folder.path):
         plans = combine_plans([plan_alike(one.task, one.store, accelerator, device=job.device) for one in job.sources])
@@ -138,7 +143,7 @@ def run_job(
             if cause is None:
                 raise
             largest = max((plan.task for plan in plans), key=lambda task: task.batch_size * math.prod(task.patch_size))
-            raise explain_out_of_memory(cause, largest) from error
+            raise explain_out_of_memory(cause, largest, among_others=len(plans) > 1) from error
 
 
 def _train(
@@ -265,6 +270,19 @@ def _check_options(task: TaskConfig, accelerator: Accelerator) -> None:
     if accelerator.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
         raise MissingDependencyError(
             f"train.compile: on a CPU it needs a C++ compiler ({' or '.join(_COMPILERS)}); install one, or leave it out"
+        )
+
+
+def warn_of_seen_cases(task: TaskConfig, fold: int) -> None:
+    """Say where a run starts from an encoder that has been trained on cases which the run holds out."""
+    held_out = read_held_out(task.model.init)
+    own = {"fold": fold, "seed": task.train.seed, "folds": task.train.folds}
+    if task.name in held_out and held_out[task.name] != own:
+        told = ", ".join(f"{key} {value}" for key, value in held_out[task.name].items())
+        logger.warning(
+            "%s: the encoder %s was trained on this task with %s held out, so it has seen cases that this run "
+            "validates on, and the scores flatter it; train with the same fold, train.seed and train.folds to compare",
+            *(task.name, Path(task.model.init).name, told),
         )
 
 
