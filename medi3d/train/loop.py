@@ -130,7 +130,8 @@ def run_job(
     """
     for source in job.sources:
         check_settings(source.store, source.task)
-        warn_of_seen_cases(source.task, job.fold)
+        if not job.resume:
+            warn_of_seen_cases(source.task, job.fold)
     accelerator = create_accelerator(job.sources[0].task, job.device)
     with StopRequest() as stop, named_losses(accelerator, job.folder.path):
         plans = combine_plans([plan_alike(one.task, one.store, accelerator, device=job.device) for one in job.sources])
