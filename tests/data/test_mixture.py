@@ -49,9 +49,12 @@ def test_each_task_sees_the_patches_of_its_own_run(
     taken = count_batches(shares, first)
     mixed = MixedLoader({name: read(task, taken[name]) for name, task in tasks.items()}, shares, first=first)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in tasks}
+    order = []
     with closing(mixed):
         for batch in islice(mixed, 6):
+            order.append(batch["task"])
             seen[batch["task"]].append(batch["image"])
+    assert order == list(islice(order_tasks(shares), first, first + 6))
     assert {name: len(images) for name, images in seen.items()} == dict(zip(tasks, (4, 2), strict=True))
     for name, task in tasks.items():
         with closing(read(task, 0)) as alone:

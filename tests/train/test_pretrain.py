@@ -132,7 +132,7 @@ def test_a_killed_pretraining_ends_as_one_that_was_not(step: int, mixed: Pretrai
     """It is saved after steps 3 and 6, in the middle of a round of tasks."""
     options = {"ema_decay": 0.9, "accumulate": 3, "norm_statistics": "reestimate"} if step == 3 else {}
     tasks = tuple(with_train(with_model(task, dropout=0.3), **options) for task in mixed.tasks)
-    config = replace(mixed, tasks=tasks, sampling={tasks[0].name: 2.0, tasks[1].name: 1.0})
+    config = replace(mixed, tasks=tasks, sampling={tasks[0].name: 3.0, tasks[1].name: 1.0})
     whole = start(config, "whole")
     with pytest.raises(Killed):
         start(config, "resumed", on_event=kill_after(step))
