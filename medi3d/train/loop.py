@@ -283,7 +283,7 @@ def warn_of_seen_cases(task: TaskConfig, fold: int) -> None:
         logger.warning(
             "%s: the encoder %s was trained on this task with %s held out, so it has seen cases that this run "
             "validates on, and the scores flatter it; train with the same fold, train.seed and train.folds to compare",
-            *(task.name, Path(task.model.init).name, told),
+            *(task.name, task.model.init, told),
         )
 
 

@@ -34,6 +34,7 @@ from medi3d.runs.checkpoint import load_checkpoint
 from medi3d.runs.pretraining import PretrainingFolder
 from medi3d.study.pretraining import pretrain_encoder
 from medi3d.train.events import TrainEvent, TrainResult
+from medi3d.train.health import as_flags
 from medi3d.train.pretrain import plan_pretraining, pretrain
 
 Pretrain = Callable[..., TrainResult]
@@ -298,6 +299,14 @@ def test_a_pretraining_goes_on_with_its_own_tasks(mixed: PretrainConfig, start: 
         start(short, "absent", resume=True)
     with pytest.raises(ConfigError, match=r"no task has volumes of 2 channels; choose of \[1\]"):
         export_pretrained(run, run / "other", channels=2)
+
+
+def test_a_smaller_plan_is_told_for_the_task_that_needs_it() -> None:
+    """What the tasks share goes for all of them."""
+    smaller = {"train.patch_size": (16, 24, 16), "train.checkpoint_activations": True}
+    flags = "--set liver.train.patch_size=[16,24,16] --set train.checkpoint_activations=true"
+    assert as_flags(smaller, task="liver") == flags
+    assert load_task("hippocampus", overrides={"train.patch_size": "[16,24,16]"}).patch_size == (16, 24, 16)
 
 
 def test_far_apart_voxels_are_warned_of(mixed: PretrainConfig, tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
