@@ -16,6 +16,7 @@ from medi3d import io
 from medi3d._version import __version__
 from medi3d.cli import main as main_module
 from medi3d.config import list_tasks, load_task
+from medi3d.infer import allocator
 from medi3d.models import timm_backbones
 from medi3d.runs.folder import RunFolder
 from medi3d.volume import LabelMap, Volume
@@ -272,7 +273,7 @@ def test_bad_cases_are_named_and_the_others_go_on(
 
 
 def test_preprocess_train_predict_evaluate_as_they_stand(
-    medi3d: Callable[..., Answer], tiny: Path, tmp_path: Path
+    medi3d: Callable[..., Answer], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Typed in a folder whose data/raw holds the task; every default place is used."""
     (tmp_path / "data" / "raw").mkdir(parents=True)
@@ -294,9 +295,12 @@ def test_preprocess_train_predict_evaluate_as_they_stand(
     assert medi3d("train", "--resume", run).code == 0
 
     images = tmp_path / "data" / "raw" / "tiny_segmentation" / "imagesTr"
+    settled: list[str] = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: settled.append("kept"))
     answer = medi3d("predict", run, "--input", images, "--output", "predicted", "--device", "cpu")
     assert answer.code == 0, answer
     assert "6 predicted: predicted" in answer.out
+    assert settled == ["kept"]
     written = sorted(path.name for path in (tmp_path / "predicted").glob("*.nii.gz"))
     assert written == [f"case_{n}.nii.gz" for n in range(6)]
 
