@@ -178,6 +178,13 @@ class Trainer:
                     reestimate(self.networks[part.name], batches, batch_size=part.task.batch_size, processes=processes)
         if self.pace.budget_s is not None and not self.step:
             self.pace.validation_s = self._estimate_validation()
+            if self.pace.validation_s > self.pace.budget_s / 2:
+                logger.warning(
+                    "predicting the held-out cases at the end takes about %.0f of the %.0f s of train.budget, and "
+                    "training gets what is left; give a longer budget, --steps in its place, or larger train.folds, "
+                    "which hold fewer cases out",
+                    *(self.pace.validation_s, self.pace.budget_s),
+                )
         self.finetuning.set_modes()
         check_alike(self.model, self.accelerator)
 

@@ -33,6 +33,7 @@ from medi3d.models.shared import read_card
 from medi3d.runs.checkpoint import load_checkpoint
 from medi3d.runs.pretraining import PretrainingFolder
 from medi3d.study.pretraining import pretrain_encoder
+from medi3d.train import trainer
 from medi3d.train.events import TrainEvent, TrainResult
 from medi3d.train.health import as_flags
 from medi3d.train.pretrain import plan_pretraining, pretrain
@@ -365,3 +366,27 @@ def test_two_processes_have_the_losses_of_one_with_whole_batches(tiny: Path, tmp
     assert len(one) == 8
     assert two == pytest.approx(one, rel=1e-4)
     assert abs(one[-1] - one[0]) > 1e-3
+
+
+def test_a_budget_that_goes_to_the_validation_is_warned_of(
+    mixed: PretrainConfig, start: Pretrain, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases of 2 s each: of every task one is timed, and all of both are held back."""
+    tasks = tuple(with_train(task, budget="20s", validations=1) for task in mixed.tasks)
+    clock = {"now": 0.0}
+    predict = trainer.validate
+
+    def slowly(*arguments: object, **options: object) -> object:
+        clock["now"] += 2
+        return predict(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(trainer, "validate", slowly)
+
+    def tick(event: TrainEvent) -> None:
+        clock["now"] += 5
+
+    with caplog.at_level(logging.WARNING):
+        splits = PretrainingFolder(start(replace(mixed, tasks=tasks), "short", on_event=tick).run).load_splits()
+    held_out = sum(len(split.validation) for split in splits.values())
+    assert f"takes about {2 * held_out} of the 20 s of train.budget" in caplog.text
