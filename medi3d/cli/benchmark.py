@@ -14,7 +14,17 @@ from rich.table import Column, Table
 from medi3d.cli.options import PREPARED, RUNS, parse_assignments
 from medi3d.config import load_task
 from medi3d.errors import ConfigError
-from medi3d.study import METRIC, Cell, CellResult, Contrast, Study, StudyDesign, contrast_arms, write_contrasts
+from medi3d.study import (
+    METRIC,
+    Cell,
+    CellResult,
+    Contrast,
+    Study,
+    StudyDesign,
+    contrast_arms,
+    learning_curves,
+    write_contrasts,
+)
 
 
 class What(str, Enum):
@@ -99,16 +109,9 @@ def _draw(study: Study, design: StudyDesign, results: list[CellResult], contrast
         if own:
             columns = zip(*((sizes[c.cases], c.score.value, c.score.low, c.score.high) for c in own), strict=True)
             arms[init] = ArmPoints(*columns)
-    curves = {}
-    for cases in sorted({sizes[result.cell.cases] for result in results})[:: max(len(sizes) - 1, 1)]:
-        of_arm = {
-            init: [r.curve for r in results if r.cell.init == init and r.train_cases == cases and r.curve]
-            for init in arms
-        }
-        curves[f"{cases} training cases"] = {init: seeds for init, seeds in of_arm.items() if seeds}
     metric = {"dice": "Dice", "auc": "AUC"}[METRIC[design.task.kind]]
     title = f"{design.task.name}, {design.task.model.backbone}, {design.task.steps} steps"
-    return draw_study(arms, curves, study.folder / "inits.png", metric=metric, title=title)
+    return draw_study(arms, learning_curves(results), study.folder / "inits.png", metric=metric, title=title)
 
 
 def _table(contrasts: list[Contrast], metric: str) -> Table:

@@ -29,6 +29,9 @@ from medi3d.types import FloatArray
 
 _SAMPLES = 2000
 
+Curve = tuple[tuple[int, float], ...]
+"""(step, score) of each validation."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -148,6 +151,18 @@ def _adjust(contrasts: Sequence[Contrast]) -> list[Contrast]:
         Contrast(c.init, c.cases, c.score, c.difference, c.p_value, adjusted.get(number, float("nan")))
         for number, c in enumerate(contrasts)
     ]
+
+
+def learning_curves(results: Sequence[CellResult]) -> dict[str, dict[str, list[Curve]]]:
+    """Return title → init → each seed's curve, for the fewest and the most training cases."""
+    sizes = {result.cell.cases: result.train_cases for result in results}  # of "all", seeds differ by a few cases
+    found: dict[str, dict[str, list[Curve]]] = {}
+    for cases in sorted(sizes, key=sizes.__getitem__)[:: max(len(sizes) - 1, 1)]:
+        panel = found.setdefault(f"{sizes[cases]} training cases", {})
+        for result in results:
+            if result.cell.cases == cases and result.curve:
+                panel.setdefault(result.cell.init, []).append(result.curve)
+    return found
 
 
 def write_contrasts(contrasts: Sequence[Contrast], path: Path) -> Path:

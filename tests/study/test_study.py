@@ -13,7 +13,16 @@ from medi3d.config import TaskConfig
 from medi3d.errors import ConfigError
 from medi3d.io import atomic
 from medi3d.runs.folder import RunFolder
-from medi3d.study import Cell, CellResult, Study, StudyDesign, contrast_arms, run_study, write_contrasts
+from medi3d.study import (
+    Cell,
+    CellResult,
+    Study,
+    StudyDesign,
+    contrast_arms,
+    learning_curves,
+    run_study,
+    write_contrasts,
+)
 
 
 @pytest.fixture
@@ -154,6 +163,19 @@ def test_classifiers_are_compared_by_auc_and_undefined_draws_are_left_out() -> N
     assert contrast.difference.value == pytest.approx(0.25)
     assert contrast.difference.low == 0.0
     assert np.isnan(contrast.p_value)  # one seed
+
+
+def test_every_seed_has_its_learning_curve_whatever_the_size_of_its_fold() -> None:
+    few = [replace(result("random", seed, [0.5]), cell=Cell("random", 8, seed), train_cases=8) for seed in range(2)]
+    whole = [
+        replace(
+            result("random", seed, [0.5]), cell=Cell("random", None, seed), train_cases=size, curve=((5, 0.1 * seed),)
+        )
+        for seed, size in enumerate((371, 369, 370))
+    ]
+    curves = learning_curves([*few, *whole])
+    assert list(curves) == ["8 training cases", "370 training cases"]
+    assert curves["370 training cases"]["random"] == [((5, 0.0),), ((5, 0.1),), ((5, 0.2),)]
 
 
 def test_p_values_are_adjusted_after_holm(tmp_path: Path) -> None:
