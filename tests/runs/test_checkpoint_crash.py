@@ -222,11 +222,15 @@ import torch
 from medi3d.runs.checkpoint import load_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
-folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+folder = Path(sys.argv[1])
 random.seed(5)
 values = torch.arange(1_500_000.)
-step = 0
-for _ in range(rounds):
+step = leftovers = rounds = 0
+began = time.perf_counter()
+save_checkpoint({"model": {"w": values}, "step": 0}, folder / "last.pt")
+needed = time.perf_counter() - began  # on a busy machine too, kills shall come in the middle of a write
+while rounds < 10 or (rounds < 200 and (step <= 3 or leftovers <= 1)):
+    rounds += 1
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -235,23 +239,22 @@ for _ in range(rounds):
             save_checkpoint({"model": {"w": values + step}, "step": step}, folder / "last.pt")
             os.write(writer, b"%d\\n" % step)
     os.close(writer)
-    time.sleep(random.uniform(0, 0.12))
+    time.sleep(random.uniform(0, 3 * needed))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     told = [int(line) for line in os.fdopen(reader).read().split()]
-    if told or step:
-        state = load_checkpoint(folder / "last.pt")
-        assert state["step"] in ((told or [step])[-1], (told or [step])[-1] + 1), (state["step"], told, step)
-        assert torch.equal(state["model"]["w"], values + state["step"])
-        step = state["step"]
-print(step, len(list(folder.glob(".tmp-*"))))
+    state = load_checkpoint(folder / "last.pt")
+    assert state["step"] in ((told or [step])[-1], (told or [step])[-1] + 1), (state["step"], told, step)
+    assert torch.equal(state["model"]["w"], values + state["step"])
+    step, leftovers = state["step"], len(list(folder.glob(".tmp-*")))
+print(step, leftovers)
 """
 
 
 def test_a_kill_at_any_moment(tmp_path: Path) -> None:
     """What a killed process has reported as saved is there; what it left half-written is cleared away."""
     answer = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_SAVE_AND_BE_KILLED), str(tmp_path), "10"],
+        [sys.executable, "-c", textwrap.dedent(_SAVE_AND_BE_KILLED), str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -261,4 +264,6 @@ def test_a_kill_at_any_moment(tmp_path: Path) -> None:
     assert steps > 3
     assert leftovers > 1  # so kills did come in the middle of writing
     atomic.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.previous.pt", "last.pt"]
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert "last.previous.pt" in kept  # and it alone, where the last kill came before the new one had its name
+    assert kept <= {"last.previous.pt", "last.pt"}
