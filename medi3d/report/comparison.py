@@ -197,7 +197,7 @@ def _p_text(p_value: float | None) -> str:
 
 
 def _minutes(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds / 60:.2f}"
+    return "" if seconds is None else f"{seconds / 60:.4g}"
 
 
 def _exact(value: float | None) -> str:
