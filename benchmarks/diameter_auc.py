@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from medi3d.evaluate import bootstrap_difference, bootstrap_interval
+from medi3d.evaluate.probabilities import auc_of
 
 
 def read_rows(path: str) -> dict[str, dict[str, str]]:
@@ -23,14 +23,13 @@ def read_rows(path: str) -> dict[str, dict[str, str]]:
 def main(table: str, predictions: str) -> None:
     rows, model = read_rows(table), read_rows(predictions)
     names = [name for name, row in rows.items() if row["label"] and name in model]
-    truth = np.array([rows[name]["label"] == "malignant" for name in names])
+    truth = np.array([rows[name]["label"] == "malignant" for name in names], float)
     patients = [rows[name]["patient_id"] for name in names]
 
-    def auc_of(score: list[float]):
-        return lambda weights: np.array([roc_auc_score(truth, score, sample_weight=row) for row in weights])
-
-    by_model = auc_of([float(model[name]["malignant"]) for name in names])
-    by_diameter = auc_of([float(rows[name]["diameter_mm"]) for name in names])
+    by_model, by_diameter = (
+        auc_of(truth, np.array(score, float))
+        for score in ([model[name]["malignant"] for name in names], [rows[name]["diameter_mm"] for name in names])
+    )
     results = {
         "model": bootstrap_interval(by_model, len(names), groups=patients),
         "diameter alone": bootstrap_interval(by_diameter, len(names), groups=patients),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ import torch
 from rows import read_rows, write_rows
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegressionCV
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -32,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from medi3d import create_encoder
 from medi3d.data.splits import split_cases
 from medi3d.evaluate import bootstrap_difference, bootstrap_interval
+from medi3d.evaluate.probabilities import auc_of
 from medi3d.io.prepared import PreparedCase, PreparedStore
 from medi3d.models.classifier import pool_features
 
@@ -44,8 +44,6 @@ ENCODERS = (
 WINDOWS = {"astra": (-1000.0, 200.0)}
 PENALTIES = np.logspace(-5, 1, 7)
 FOLDS = 5
-
-Score = Callable[[np.ndarray], np.ndarray]
 
 
 def read_features(
@@ -93,13 +91,10 @@ def score_out_of_fold(features: np.ndarray, cases: list[PreparedCase], seed: int
 
 def compare(title: str, scores: np.ndarray, diameter: np.ndarray, cases: list[PreparedCase]) -> dict[str, object]:
     """Return a row: AUC and its difference to the diameter's, both with patient-clustered intervals."""
-    target, patients = np.array([case.target for case in cases]), [case.group for case in cases]
-
-    def auc_of(score: np.ndarray) -> Score:
-        return lambda weights: np.array([roc_auc_score(target, score, sample_weight=row) for row in weights])
-
-    auc = bootstrap_interval(auc_of(scores), len(cases), groups=patients)
-    more = bootstrap_difference(auc_of(scores), auc_of(diameter), len(cases), groups=patients)
+    target, patients = np.array([case.target for case in cases], float), [case.group for case in cases]
+    by_scores, by_diameter = auc_of(target, scores), auc_of(target, diameter)
+    auc = bootstrap_interval(by_scores, len(cases), groups=patients)
+    more = bootstrap_difference(by_scores, by_diameter, len(cases), groups=patients)
     intervals = (("auc", auc), ("difference", more))
     values = {
         f"{name}{end}": f"{value:.4f}"

@@ -15,7 +15,7 @@ from rich.table import Table
 from medi3d.cli import pretrain_options as own
 from medi3d.cli import train_options as options
 from medi3d.cli.options import RUNS, parse_assignments
-from medi3d.cli.train import end_stopped, read_flags, resolve_task
+from medi3d.cli.train import check_goes_with_resume, end_stopped, read_flags, resolve_task
 from medi3d.cli.train_progress import TrainProgress
 from medi3d.config import PretrainConfig, TaskConfig, dump_mixture, dump_task, load_task, task_path
 from medi3d.errors import ConfigError
@@ -59,7 +59,7 @@ def pretrain(
     """Train one encoder on several tasks, each with a head of its own; the encoder is an --init like any other."""
     overrides = read_flags(context.params) | parse_assignments(assign or [])
     if resume is not None:
-        _check_goes_with_resume(context)
+        check_goes_with_resume(context, own.RESUMABLE, "the pretraining's own tasks, configuration and folder")
         config, stores, fold = _load_run(resume, overrides, prepared or [])
         run = resume
     else:
@@ -177,15 +177,3 @@ def _load_run(
     if prepared and all("=" in text for text in prepared):
         stores = known | {name: stores[name] for name in (text.partition("=")[0] for text in prepared)}
     return replace(config, tasks=tuple(found)), stores, folder.record(names[0]).load_fold()
-
-
-def _check_goes_with_resume(context: typer.Context) -> None:
-    given = {
-        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-    wrong = sorted(given - own.RESUMABLE)
-    if wrong:
-        raise ConfigError(
-            "--resume goes on with the pretraining's own tasks, configuration and folder; leave other flags out: "
-            + ", ".join(wrong)
-        )

@@ -54,7 +54,7 @@ def train(
     """Train one fold of a task on its prepared cases, or with --fold all every fold."""
     overrides = read_flags(context.params) | parse_assignments(assign or [])
     if resume is not None:
-        _check_goes_with_resume(context)
+        check_goes_with_resume(context, options.RESUMABLE, "the run's own configuration, fold and folder")
         config, run, every_fold = _load_run(resume, overrides)
     else:
         every_fold = _read_fold(fold) is None
@@ -195,16 +195,18 @@ def _read_fold(text: str) -> int | None:
     return int(text)
 
 
-def _check_goes_with_resume(context: typer.Context) -> None:
+def check_goes_with_resume(context: typer.Context, resumable: set[str], own: str) -> None:
+    """Refuse flags that say again what the run that goes on has settled.
+
+    Raises:
+        ConfigError: a flag on the command line whose parameter is not ``resumable``; ``own`` says what is kept.
+    """
     given = {
         name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    wrong = sorted(given - options.RESUMABLE)
+    wrong = sorted(given - resumable)
     if wrong:
-        raise ConfigError(
-            "--resume goes on with the run's own configuration, fold and folder; leave other flags out: "
-            + ", ".join(wrong)
-        )
+        raise ConfigError(f"--resume goes on with {own}; leave other flags out: {', '.join(wrong)}")
 
 
 def _load_run(run: Path, overrides: dict[str, object]) -> tuple[TaskConfig, Path, bool]:

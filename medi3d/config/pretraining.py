@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -75,6 +76,11 @@ class PretrainConfig:
             missing = [name for name in names if name not in self.sampling]
             if missing:
                 raise ConfigError(f"sampling: no weight for {', '.join(missing)}; give one for each task")
+
+    def order_channels(self) -> list[int]:
+        """Return the numbers of channels that tasks have: first that of most tasks, of equals the smaller one."""
+        counts = Counter(task.in_channels for task in self.tasks)
+        return sorted(counts, key=lambda number: (-counts[number], number))
 
     def measure_shares(self, cases: Mapping[str, int]) -> dict[str, float]:
         """Return each task's share of the batches; only the proportions of the numbers count.

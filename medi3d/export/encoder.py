@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -170,10 +169,10 @@ def export_pretrained(
     folder = PretrainingFolder(run)
     config, splits = folder.load_pretraining(), folder.load_splits()
     tasks = config.tasks
-    counts = Counter(task.in_channels for task in tasks)
-    chosen = channels or min(counts, key=lambda number: (-counts[number], number))
-    if chosen not in counts:
-        raise ConfigError(f"{run}: no task has volumes of {chosen} channels; choose of {sorted(counts)}")
+    known = config.order_channels()
+    chosen = channels or known[0]
+    if chosen not in known:
+        raise ConfigError(f"{run}: no task has volumes of {chosen} channels; choose of {sorted(known)}")
     cases = {name: len(split.train) for name, split in splits.items()}
     shares = config.measure_shares(cases)
     state = load_checkpoint(folder.checkpoint(checkpoint))["model"]

@@ -66,11 +66,9 @@ def write_encoders(run: Path, *, licence: str = "not stated") -> dict[int, Path]
         Channels → folder: ``encoder/`` for the number that most tasks have, ``encoder-2-channels/`` for another.
     """
     folder = PretrainingFolder(run)
-    counts = [task.in_channels for task in folder.load_pretraining().tasks]
-    ordered = sorted(set(counts), key=lambda number: (-counts.count(number), number))
-    written = {}
-    for number in ordered:
-        place = folder.encoder if number == ordered[0] else folder.path / f"encoder-{number}-channels"
+    written: dict[int, Path] = {}
+    for number in folder.load_pretraining().order_channels():
+        place = folder.encoder if not written else folder.path / f"encoder-{number}-channels"
         with atomic.new_folder(place) as part:
             export_pretrained(run, part, channels=number, licence=licence)
         written[number] = place
