@@ -9,6 +9,10 @@ docs/coverage.md from that file.
 
 Weights are random, as no law depends on them; statistics, gains and whatever an initialisation silences are drawn
 (`medi3d.inflation.verify.randomize_statistics`). In-plane sizes are the smallest of a few that the 2D network takes.
+
+Many names of timm stand for one network with other weights or for images of another size: at the size that is measured,
+they are the same module for module, setting for setting, buffer for buffer (`network_signature.py`). Such a network is
+not measured again; its row is that of its twin, which it names.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ import timm
 import timm.models
 import torch
 import torchvision
+from network_signature import build_unfilled, sign_network
 from torch import Tensor, nn
 
 from medi3d.errors import InflationError
@@ -90,6 +95,7 @@ class Row:
     patch_mixing: float | None = None
     seconds: float = 0.0
     commit: str = ""
+    same_as: str = ""
 
 
 class WithFeatures(nn.Module):
@@ -200,6 +206,27 @@ def count_parameters(name: str) -> int:
         return 0
 
 
+def find_twin(row: Row, rows: Iterable[Row]) -> Row | None:
+    """Find an exact network that, at the size at which it was measured, is the very network that ``row`` names."""
+    exact = [other for other in rows if other.status == "exact" and other.file == row.file and not other.same_as]
+    for options, size in _candidates(row.name):
+        peers = [other for other in exact if other.size is not None and tuple(other.size) == size]
+        try:
+            own, count = _sign(row.name, options)
+            for other in peers:
+                options = next(options for options, tried in _candidates(other.name) if tried == size)
+                if other.parameters == count and _sign(other.name, options)[0] == own:
+                    return other
+        except (NotImplementedError, *SIZE_ERRORS):  # the network does not take this size, or must be built in full
+            continue
+    return None
+
+
+def _sign(name: str, options: dict[str, Any]) -> tuple[str, int]:
+    network = build_unfilled(lambda: _create(name, options))
+    return sign_network(network), sum(parameter.numel() for parameter in network.parameters())
+
+
 def measure(row: Row, inits: Iterable[str], max_parameters: float) -> None:
     """Fill a row."""
     row.parameters = count_parameters(row.name)
@@ -239,7 +266,10 @@ def _work(row: Row, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     start = time.monotonic()
     try:
-        measure(row, options.init, options.max_parameters * 1e6)
+        if twin := find_twin(row, read_rows(options.results).values()):
+            vars(row).update(vars(twin) | {"name": row.name, "commit": row.commit, "same_as": twin.name})
+        else:
+            measure(row, options.init, options.max_parameters * 1e6)
     except Exception as error:  # whatever a network's own code raises is a finding
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             row.status, row.reason = "too large", f"more than {options.memory_gib:.0f} GiB of memory"
@@ -265,7 +295,8 @@ def append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(row)) + "\n")
-    print(f"{row.name}: {row.status} {row.reason} ({row.seconds:.0f} s)", flush=True)
+    same = f"as {row.same_as} is" if row.same_as else ""
+    print(f"{row.name}: {row.status} {row.reason or same} ({row.seconds:.0f} s)", flush=True)
 
 
 def read_rows(path: Path) -> dict[str, Row]:
@@ -349,10 +380,12 @@ def _provenance(rows: dict[str, Row], missing: list[str]) -> str:
     files = set(list_architectures().values())
     commits = ", ".join(sorted({row.commit for row in rows.values()}))
     hours = sum(row.seconds for row in rows.values()) / 3600
+    twins = sum(1 for row in rows.values() if row.same_as)
     versions = ", ".join(f"{library.__name__} {library.__version__}" for library in (timm, torchvision, torch))
     return (
         f"{counts['exact']} of {len(rows)} architectures are exact and mix; they come from {len(exact_files)} of "
-        f"{len(files)} files. {len(missing)} more were not tried.\n\n"
+        f"{len(files)} files. {len(missing)} more were not tried. {twins} rows are those of a twin: the very same "
+        f"network at the size that is measured.\n\n"
         f"{versions}, medi3d at {commits}; {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
         f"no GPU, {hours:.1f} hours of one core; `python benchmarks/coverage.py`."
     )
