@@ -124,3 +124,12 @@ class TrainConfig:
     cases: PositiveInt | None = None
     """Train on this many cases only (for learning curves); ``None`` takes all."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Draws patches, their order, augmentation and random weights, and what ``split_seed`` leaves to it."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draws the folds, and which cases ``cases`` takes; ``None`` is ``seed``. Runs that share it and a fold hold out
+    the same cases whatever their seeds, so their averaged predictions can be scored."""
+
+    @property
+    def fold_seed(self) -> int:
+        """What the folds are drawn with."""
+        return self.seed if self.split_seed is None else self.split_seed

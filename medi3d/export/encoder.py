@@ -198,7 +198,7 @@ def export_pretrained(
 
 
 def _describe_fold(record: RunFolder, task: TaskConfig) -> dict[str, int]:
-    return {"fold": record.load_fold(), "seed": task.train.seed, "folds": task.train.folds}
+    return {"fold": record.load_fold(), "seed": task.train.fold_seed, "folds": task.train.folds}
 
 
 def _write_spacing(spacing_mm: Sequence[float] | str) -> str:

@@ -242,7 +242,7 @@ def plan_alike(task: TaskConfig, store: PreparedStore, accelerator: Accelerator,
 def _split(task: TaskConfig, fold: int, cases: Sequence[PreparedCase]) -> Split:
     config = task.train
     try:
-        return split_cases(cases, folds=config.folds, fold=fold, seed=config.seed, train_cases=config.cases)
+        return split_cases(cases, folds=config.folds, fold=fold, seed=config.fold_seed, train_cases=config.cases)
     except (InputError, ConfigError) as error:
         raise type(error)(f"{task.name}: {error}") from None
 
@@ -277,12 +277,12 @@ def _check_options(task: TaskConfig, accelerator: Accelerator) -> None:
 def warn_of_seen_cases(task: TaskConfig, fold: int) -> None:
     """Say where a run starts from an encoder that has been trained on cases which the run holds out."""
     held_out = read_held_out(task.model.init)
-    own = {"fold": fold, "seed": task.train.seed, "folds": task.train.folds}
+    own = {"fold": fold, "seed": task.train.fold_seed, "folds": task.train.folds}
     if task.name in held_out and held_out[task.name] != own:
         told = ", ".join(f"{key} {value}" for key, value in held_out[task.name].items())
         logger.warning(
             "%s: the encoder %s was trained on this task with %s held out, so it has seen cases that this run "
-            "validates on, and the scores flatter it; train with the same fold, train.seed and train.folds to compare",
+            "validates on, and the scores flatter it; train with its fold, train.split_seed and train.folds to compare",
             *(task.name, task.model.init, told),
         )
 

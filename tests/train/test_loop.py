@@ -42,6 +42,25 @@ def test_two_runs_are_the_same_bit_for_bit(
     assert any(not torch.equal(t, weights(other.run)[name]) for name, t in weights(first.run).items())
 
 
+def test_runs_of_other_seeds_may_hold_out_the_same_cases(
+    segmentation_task: TaskConfig, train: Callable[..., TrainResult]
+) -> None:
+    task = with_train(segmentation_task, steps=1, validations=1, cases=3)
+    first = train(task, "first")
+    splits = {
+        seed: RunFolder(train(with_train(task, seed=seed, split_seed=0), f"seed{seed}").run).load_split()
+        for seed in (1, 2)
+    }
+    alone = RunFolder(train(with_train(task, seed=1), "alone").run).load_split()
+    own = RunFolder(first.run).load_split()
+    assert splits == {1: own, 2: own}
+    assert alone != own
+    assert any(
+        not torch.equal(tensor, weights(first.run.with_name("seed1"))[name])
+        for name, tensor in weights(first.run).items()
+    )
+
+
 def test_what_a_run_leaves(segmentation_task: TaskConfig, tiny: Path, train: Callable[..., TrainResult]) -> None:
     events: list[TrainEvent] = []
     result = train(segmentation_task, "run", fold=1, on_event=events.append)
