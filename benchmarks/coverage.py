@@ -60,6 +60,8 @@ STATUSES = ("exact", "refused", "too large", "failed")
 DEPTH = 36
 IMAGES = 16
 SIZES = ((64, 96), (56, 84), (48, 96), (128, 160))  # patches of 16, of 14, of 48, and networks without padding
+SMALL_SIZES = ((32, 48), (28, 42))  # enough for vision transformers without stages, and half the time of large ones
+PLAIN_TRANSFORMERS = ("beit", "deit", "eva", "vision_transformer")
 GIB = 2**30
 
 # What a network's own code raises when it cannot be built for, or run on, images of a size.
@@ -163,7 +165,9 @@ def _candidates(name: str) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     trained_on = timm.get_pretrained_cfg(name)
     full = tuple(trained_on.input_size[1:]) if trained_on else (224, 224)
     if trained_on and trained_on.fixed_input_size:
-        yield from (({"img_size": size}, size) for size in (*SIZES, (64, 64), (128, 192), (128, 128)))
+        large = timm.models._registry._model_to_module[name] in PLAIN_TRANSFORMERS and count_parameters(name) > 250e6
+        sizes = (*(SMALL_SIZES if large else ()), *SIZES, (64, 64), (128, 192), (128, 128))
+        yield from (({"img_size": size}, size) for size in sizes)
         yield {"img_size": 64}, (64, 64)
     else:
         yield from (({}, size) for size in SIZES)
