@@ -57,10 +57,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "coverage.md"
 MARKER = "<!-- What follows is written by benchmarks/coverage.py --table -->"
 STATUSES = ("exact", "refused", "too large", "failed")
-DEPTH = 36
+DEPTH, SHALLOW = 36, 12  # slices; fewer for large networks that cut no patches deeper than 4
 IMAGES = 16
 SIZES = ((64, 96), (56, 84), (48, 96), (128, 160))  # patches of 16, of 14, of 48, and networks without padding
 SMALL_SIZES = ((32, 48), (28, 42))  # enough for vision transformers without stages, and half the time of large ones
+LARGE = 200e6  # parameters
 PLAIN_TRANSFORMERS = ("beit", "deit", "eva", "vision_transformer")
 GIB = 2**30
 
@@ -165,7 +166,7 @@ def _candidates(name: str) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     trained_on = timm.get_pretrained_cfg(name)
     full = tuple(trained_on.input_size[1:]) if trained_on else (224, 224)
     if trained_on and trained_on.fixed_input_size:
-        large = timm.models._registry._model_to_module[name] in PLAIN_TRANSFORMERS and count_parameters(name) > 250e6
+        large = timm.models._registry._model_to_module[name] in PLAIN_TRANSFORMERS and count_parameters(name) > LARGE
         sizes = (*(SMALL_SIZES if large else ()), *SIZES, (64, 64), (128, 192), (128, 128))
         yield from (({"img_size": size}, size) for size in sizes)
         yield {"img_size": 64}, (64, 64)
@@ -212,7 +213,8 @@ def count_parameters(name: str) -> int:
 
 def find_twin(row: Row, rows: Iterable[Row]) -> Row | None:
     """Find an exact network that, at the size at which it was measured, is the very network that ``row`` names."""
-    exact = [other for other in rows if other.status == "exact" and other.file == row.file and not other.same_as]
+    measured = (other for other in rows if other.name != row.name and not other.same_as)
+    exact = [other for other in measured if other.status == "exact" and other.file == row.file]
     for options, size in _candidates(row.name):
         peers = [other for other in exact if other.size is not None and tuple(other.size) == size]
         try:
@@ -239,15 +241,16 @@ def measure(row: Row, inits: Iterable[str], max_parameters: float) -> None:
         return
     flat, row.size = create_network(row.name)
     row.parameters = sum(parameter.numel() for parameter in flat.parameters())
-    row.response = measure_response(flat, shape=(DEPTH, *row.size))
+    shape = (_depth(flat, row.parameters), *row.size)
+    row.response = measure_response(flat, shape=shape)
     for init in inits:
         deep = inflate(flat, init=init)
-        row.errors[init] = measure_error(flat, deep, shape=(DEPTH, *row.size))
+        row.errors[init] = measure_error(flat, deep, shape=shape)
         if init == "mean":
-            row.neighbour_mixing, row.patch_mixing = measure_mixing(flat, deep, shape=(DEPTH, *row.size))
+            row.neighbour_mixing, row.patch_mixing = measure_mixing(flat, deep, shape=shape)
     problems = [] if row.response > 10 * TOLERANCE else [f"answers two slices alike ({row.response:.1e}): untested"]
     problems += [
-        f"error {error:.1e} with {init} ({_error_in_double(flat, init, row.size):.0e} in float64)"
+        f"error {error:.1e} with {init} ({_error_in_double(flat, init, shape):.0e} in float64)"
         for init, error in row.errors.items()
         if not error <= TOLERANCE
     ]
@@ -258,10 +261,15 @@ def measure(row: Row, inits: Iterable[str], max_parameters: float) -> None:
         row.status, row.reason = "failed", "; ".join(problems)
 
 
-def _error_in_double(flat: nn.Module, init: str, size: tuple[int, int]) -> float:
+def _depth(flat: nn.Module, parameters: int) -> int:
+    patch = max((max(conv.stride) for conv in flat.modules() if isinstance(conv, nn.Conv2d)), default=1)
+    return SHALLOW if parameters > LARGE and patch <= 4 else DEPTH
+
+
+def _error_in_double(flat: nn.Module, init: str, shape: tuple[int, int, int]) -> float:
     """Tell a network that amplifies rounding from one that is not exact; ``flat`` becomes float64."""
     deep = inflate(flat.double(), init=init)
-    return measure_error(InDouble(flat), InDouble(deep), shape=(DEPTH, *size))
+    return measure_error(InDouble(flat), InDouble(deep), shape=shape)
 
 
 def _work(row: Row, options: argparse.Namespace) -> None:
