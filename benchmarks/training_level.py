@@ -1,13 +1,15 @@
 """How well networks segment after so many minutes of one CPU thread: hippocampus, the same 160 and 40 cases for all.
 
     python benchmarks/training_level.py medi3d NAME --steps 6000 [--cases 16] [--set model.network=monai/dynunet ...]
+    python benchmarks/training_level.py average NAME --runs ONE TWO …
     python benchmarks/training_level.py nnunet --peers PYTHON --minutes 30
     python benchmarks/training_level.py figure
 
 The first trains with medi3d's own loop and writes NAME.csv into --results: the mean Dice of the held-out cases over
 minutes of the processor, those of the whole process: start-up, reading, augmentation and validations counted. Its last
 rows are what the finished run's last weights reach in the scanner's own grid, without and with mirroring, by ``medi3d
-predict`` and ``medi3d evaluate``. The second trains nnU-Net (``nnunet_curve.py``). The third draws all of it.
+predict`` and ``medi3d evaluate``. The second scores the averaged predictions of such runs; its minutes are their sum.
+The third trains nnU-Net (``nnunet_curve.py``). The last draws all of it.
 """
 
 from __future__ import annotations
@@ -62,8 +64,22 @@ def train_medi3d(options: argparse.Namespace) -> None:
         sys.exit("stopped by a signal: no figure")
     minutes = round(time.process_time() / 60, 2)
     for kind, mirror in (("native", False), ("native, mirrored", True)):
-        dice = measure_native(run, options.work / "predictions" / options.name, mirror=mirror)
+        dice = measure_native([run], options.work / "predictions" / options.name, mirror=mirror)
         rows.append({"cpu_minutes": minutes, "steps": rows[-1]["steps"], "dice": round(dice, 4), "kind": kind})
+        print(rows[-1], flush=True)
+    write_rows(rows, options.results / f"{options.name}.csv")
+
+
+def average_runs(options: argparse.Namespace) -> None:
+    """Score the mean of several runs' predictions on the cases that all of them held out."""
+    ends = [read_rows(options.results / f"{name}.csv")[-1] for name in options.runs]
+    minutes = round(sum(float(row["cpu_minutes"]) for row in ends), 2)
+    rows: list[dict[str, object]] = []
+    for kind, mirror in (("native", False), ("native, mirrored", True)):
+        runs = [options.work / "runs" / name for name in options.runs]
+        dice = measure_native(runs, options.work / "predictions" / options.name, mirror=mirror)
+        steps = sum(int(row["steps"]) for row in ends)
+        rows.append({"cpu_minutes": minutes, "steps": steps, "dice": round(dice, 4), "kind": kind})
         print(rows[-1], flush=True)
     write_rows(rows, options.results / f"{options.name}.csv")
 
@@ -100,17 +116,19 @@ def train_nnunet(options: argparse.Namespace) -> None:
     )
 
 
-def measure_native(run: Path, output: Path, *, mirror: bool) -> float:
-    """Predict the run's held-out cases from their raw files, and return the mean Dice over cases and labels."""
-    config = RunFolder(run).config_file
-    text = config.read_text(encoding="utf-8")
-    config.write_text(text.replace("mirror: false", f"mirror: {str(mirror).lower()}"), encoding="utf-8")
+def measure_native(runs: list[Path], output: Path, *, mirror: bool) -> float:
+    """Predict the runs' held-out cases from their raw files, and return the mean Dice over cases and labels."""
+    configs = [RunFolder(run).config_file for run in runs]
+    texts = [config.read_text(encoding="utf-8") for config in configs]
+    for config, text in zip(configs, texts, strict=True):
+        config.write_text(text.replace("mirror: false", f"mirror: {str(mirror).lower()}"), encoding="utf-8")
     medi3d = [sys.executable, "-W", "ignore", "-m", "medi3d"]
     images = ["--input", str(DATA / "imagesTr"), "--output", str(output), "--out-of-fold", "--checkpoint", "last"]
     references = ["--predictions", str(output), "--references", str(DATA), "--only-predicted"]
-    subprocess.run([*medi3d, "predict", str(run), *images], check=True)
+    subprocess.run([*medi3d, "predict", *map(str, runs), *images], check=True)
     subprocess.run([*medi3d, "evaluate", "--task", "hippocampus", *references], check=True)
-    config.write_text(text, encoding="utf-8")
+    for config, text in zip(configs, texts, strict=True):
+        config.write_text(text, encoding="utf-8")
     scores = json.loads((output / "evaluation" / "summary.json").read_text(encoding="utf-8"))["scores"]
     return float(scores["all labels"]["dice"]["value"])
 
@@ -124,7 +142,7 @@ def draw_figure(options: argparse.Namespace) -> None:
     for path in sorted(options.results.glob("*.csv")):
         rows = read_rows(path)
         curve = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "held out"]
-        (line,) = axes.plot(*zip(*curve, strict=True), marker=".", label=path.stem)
+        (line,) = axes.plot([m for m, _ in curve], [d for _, d in curve], marker=".", label=path.stem)
         ends = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "native, mirrored"]
         if ends:
             axes.plot(*zip(*ends, strict=True), marker="*", markersize=11, color=line.get_color(), linestyle="none")
@@ -152,6 +170,10 @@ def main() -> None:
     ours.add_argument("--cases", type=int)
     ours.add_argument("--set", nargs="*", default=[], help="section.key=value, as medi3d train takes them")
     ours.set_defaults(run=train_medi3d)
+    average = commands.add_parser("average")
+    average.add_argument("name")
+    average.add_argument("--runs", nargs="+", required=True, help="names of runs that were trained before")
+    average.set_defaults(run=average_runs)
     peer = commands.add_parser("nnunet")
     peer.add_argument("--peers", type=Path, required=True, help="interpreter that has nnunetv2")
     peer.add_argument("--minutes", type=float, default=30)
