@@ -125,13 +125,17 @@ def measure_response(
 def measure_mixing(
     model2d: nn.Module, model3d: nn.Module, *, in_channels: int = 3, shape: IntTriple = (36, 64, 48), seed: int = 0
 ) -> tuple[float, float]:
-    """Measure `Exactness.neighbour_mixing` and `Exactness.patch_mixing` alone; see `measure_exactness`."""
+    """Measure `Exactness.neighbour_mixing` and `Exactness.patch_mixing` alone; see `measure_exactness`.
+
+    A 3D network in float64 is used as it is; of any other, a copy is made.
+    """
     border = _first_of_a_patch(model2d, shape[0])
     if border == 0:  # a single slice
         return 0.0, 0.0
     generator = torch.Generator().manual_seed(seed)
     volume, change = _intensities(generator, 2, 1, in_channels, *shape).to(_device(model2d), torch.float64)
-    double = copy.deepcopy(model3d).double().eval()
+    in_double = all(parameter.dtype == torch.float64 for parameter in model3d.parameters())
+    double = model3d if in_double else copy.deepcopy(model3d).double()
 
     def answer(*slices: int) -> Tensor:
         changed = volume.clone()
@@ -139,7 +143,7 @@ def measure_mixing(
             changed[:, :, depth] += change[:, :, depth]
         return list(_tensors(double(changed)))[-1]
 
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(double):
         base, second = answer(), answer(border)
         neighbour, far = (_mixing(base, answer(d), second, answer(d, border)) for d in (border - 1, 0))
     return neighbour, far
