@@ -5,7 +5,7 @@ There is no list of exceptions. `benchmarks/coverage.py` runs the same laws over
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import timm
@@ -63,6 +63,31 @@ def choose_depth(network: nn.Module) -> int:
     """Return as many slices as two patches begin in."""
     patch = max(max(layer.stride) for layer in network.modules() if isinstance(layer, nn.Conv2d))
     return 20 if patch <= 16 else 36
+
+
+def sign(name: str, size: tuple[int, int] = (64, 96), **options: object) -> str:
+    signature, _ = coverage_benchmark._sign(name, {"img_size": size, **options})
+    return str(signature)
+
+
+def test_names_of_one_network_are_known_and_no_others() -> None:
+    """What two names share is measured once."""
+    vit = "vit_tiny_patch16_224"
+    assert sign(vit) == sign("vit_tiny_patch16_384")
+    others = {
+        "size": sign(vit, (64, 64)),
+        "width": sign("vit_small_patch16_224"),
+        "patch": sign("vit_small_patch32_224"),
+        "activation": sign(vit, act_layer="relu"),
+        "rate": sign(vit, drop_path_rate=0.1),
+        "norm's epsilon": sign(vit, norm_layer=partial(nn.LayerNorm, eps=1e-3)),
+        "layers by another name": sign("deit_tiny_distilled_patch16_224"),
+    }
+    assert sign(vit) not in others.values()
+    assert len(set(others.values())) == len(others)
+    rotary = "vit_small_patch16_rope_224"
+    assert sign(rotary) == sign(rotary)
+    assert sign(rotary) != sign("vit_small_patch16_rope_mixed_224")
 
 
 def test_every_file_has_an_entry() -> None:
