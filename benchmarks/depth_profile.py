@@ -31,6 +31,11 @@ def measure_taps(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def name_run(run: Path) -> str:
+    """Return the folder's name, or that of the cell that a run of ``medi3d benchmark init`` lies in."""
+    return run.parent.name if run.name == "run" else run.name
+
+
 def compare(run: Path) -> list[dict[str, object]]:
     folder = RunFolder(run)
     task = folder.load_config()
@@ -39,7 +44,7 @@ def compare(run: Path) -> list[dict[str, object]]:
     after = measure_taps(load_model(task, folder.checkpoint("last")).encoder)
     return [
         {
-            "run": run.name,
+            "run": name_run(run),
             "layer": layer,
             "tap": tap - len(energy) // 2,
             "before": float(energy[tap] / energy.sum()),
@@ -72,13 +77,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     for run in options.runs:
-        rows = compare(run)
-        write_rows(rows, options.output / f"{run.name}.csv")
-        draw(rows, options.output / f"{run.name}.svg", run.name)
+        rows, name = compare(run), name_run(run)
+        write_rows(rows, options.output / f"{name}.csv")
+        draw(rows, options.output / f"{name}.svg", name)
         taps = sorted({int(str(row["tap"])) for row in rows})
         for when in ("before", "after"):
             energies = [sum(float(str(r[f"energy_{when}"])) for r in rows if r["tap"] == tap) for tap in taps]
-            print(run.name, when, " / ".join(f"{100 * e / sum(energies):.1f}" for e in energies))
+            print(name, when, " / ".join(f"{100 * e / sum(energies):.1f}" for e in energies))
 
 
 if __name__ == "__main__":
