@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -340,6 +341,8 @@ def _has_ended(process: BaseProcess, row: Row, start: float, options: argparse.N
             return False
         process.kill()
         row.status, row.reason = "too large", f"more than {options.seconds:.0f} s"
+    elif process.exitcode == -signal.SIGKILL:  # by the kernel
+        row.status, row.reason = "too large", "more memory than the machine has left"
     elif process.exitcode != 0:
         row.status, row.reason = "failed", f"its process ended with exit code {process.exitcode}"
     process.join()
