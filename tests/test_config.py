@@ -49,7 +49,7 @@ def merged(base: dict[str, object], **sections: dict[str, object]) -> dict[str, 
 
 def test_the_built_in_tasks_are_all_valid() -> None:
     tasks = list_tasks()
-    assert set(tasks) >= {"hippocampus", "lung_nodule", "lung_nodule_mask", "lung_nodule_seg", "brain_tumor", "demo"}
+    assert set(tasks) >= {"hippocampus", "lung_nodule", "lung_nodule_seg", "brain_tumor", "demo"}
     for name, description in tasks.items():
         task = load_task(name)
         assert task.name == name

@@ -287,12 +287,7 @@ def test_a_constant_channel_is_named() -> None:
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("name", "data_name"),
-    [
-        ("hippocampus", "hippocampus"),
-        ("lung_nodule", "lung_nodule"),
-        ("lung_nodule_mask", "lung_nodule"),
-        ("lung_nodule_seg", "lung_nodule"),
-    ],
+    [("hippocampus", "hippocampus"), ("lung_nodule", "lung_nodule"), ("lung_nodule_seg", "lung_nodule")],
 )
 def test_real_cases(real_data: Callable[[str], Path], name: str, data_name: str) -> None:
     config = load_task(name)
