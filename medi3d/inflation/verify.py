@@ -134,8 +134,8 @@ def measure_mixing(
         return 0.0, 0.0
     generator = torch.Generator().manual_seed(seed)
     volume, change = _intensities(generator, 2, 1, in_channels, *shape).to(_device(model2d), torch.float64)
-    in_double = all(parameter.dtype == torch.float64 for parameter in model3d.parameters())
-    double = model3d if in_double else copy.deepcopy(model3d).double()
+    kinds = {tensor.dtype for tensor in (*model3d.parameters(), *model3d.buffers()) if tensor.is_floating_point()}
+    double = model3d if kinds == {torch.float64} else copy.deepcopy(model3d).double()
 
     def answer(*slices: int) -> Tensor:
         changed = volume.clone()
