@@ -51,6 +51,7 @@ from medi3d.inflation.verify import (
     measure_error,
     measure_mixing,
     measure_response,
+    patch_length,
     randomize_statistics,
 )
 
@@ -234,12 +235,8 @@ def _sign(name: str, options: dict[str, Any]) -> tuple[str, int]:
     return sign_network(network), sum(parameter.numel() for parameter in network.parameters())
 
 
-def measure(row: Row, inits: Iterable[str], max_parameters: float) -> None:
+def measure(row: Row, inits: Iterable[str]) -> None:
     """Fill a row."""
-    row.parameters = count_parameters(row.name)
-    if row.parameters > max_parameters:
-        row.status, row.reason = "too large", f"{row.parameters / 1e6:.0f} M parameters"
-        return
     flat, row.size = create_network(row.name)
     row.parameters = sum(parameter.numel() for parameter in flat.parameters())
     shape = (_depth(flat, row.parameters), *row.size)
@@ -264,8 +261,7 @@ def measure(row: Row, inits: Iterable[str], max_parameters: float) -> None:
 
 
 def _depth(flat: nn.Module, parameters: int) -> int:
-    patch = max((max(conv.stride) for conv in flat.modules() if isinstance(conv, nn.Conv2d)), default=1)
-    return SHALLOW if parameters > LARGE and patch <= 4 else DEPTH
+    return SHALLOW if parameters > LARGE and patch_length(flat) <= 4 else DEPTH
 
 
 def _error_in_double(flat: nn.Module, init: str, shape: tuple[int, int, int]) -> float:
@@ -280,10 +276,13 @@ def _work(row: Row, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     start = time.monotonic()
     try:
-        if twin := find_twin(row, read_rows(options.results).values()):
+        row.parameters = count_parameters(row.name)
+        if row.parameters > options.max_parameters * 1e6:
+            row.status, row.reason = "too large", f"{row.parameters / 1e6:.0f} M parameters"
+        elif twin := find_twin(row, read_rows(options.results).values()):
             vars(row).update(vars(twin) | {"name": row.name, "commit": row.commit, "same_as": twin.name})
         else:
-            measure(row, options.init, options.max_parameters * 1e6)
+            measure(row, options.init)
     except Exception as error:  # whatever a network's own code raises is a finding
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             row.status, row.reason = "too large", f"more than {options.memory_gib:.0f} GiB of memory"

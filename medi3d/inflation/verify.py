@@ -240,9 +240,14 @@ def _with_depth(plane: Tensor, volume: Tensor) -> Tensor:
     )
 
 
+def patch_length(model2d: nn.Module) -> int:
+    """Return the length of a network's patches in pixels: the largest stride of its convolutions."""
+    return max((max(conv.stride) for conv in model2d.modules() if isinstance(conv, nn.Conv2d)), default=1)
+
+
 def _first_of_a_patch(model2d: nn.Module, depth: int) -> int:
-    """Return a slice with which a new patch begins; the patches are as long as the largest stride."""
-    patch = max((max(conv.stride) for conv in model2d.modules() if isinstance(conv, nn.Conv2d)), default=1)
+    """Return a slice with which a new patch begins."""
+    patch = patch_length(model2d)
     return min(DEEPEST_PATCH, depth - 1) // patch * patch or depth // 2
 
 

@@ -15,7 +15,14 @@ from smallest_networks import SMALLEST
 from torch import nn
 
 from medi3d.inflation import PROFILES, inflate
-from medi3d.inflation.verify import MIXING_FLOOR, TOLERANCE, measure_error, measure_mixing, measure_response
+from medi3d.inflation.verify import (
+    MIXING_FLOOR,
+    TOLERANCE,
+    measure_error,
+    measure_mixing,
+    measure_response,
+    patch_length,
+)
 
 coverage_benchmark = load_benchmark("coverage")
 
@@ -61,8 +68,7 @@ def make_network(file: str) -> tuple[nn.Module, tuple[int, int]]:
 
 def choose_depth(network: nn.Module) -> int:
     """Return as many slices as two patches begin in."""
-    patch = max(max(layer.stride) for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    return 20 if patch <= 16 else 36
+    return 20 if patch_length(network) <= 16 else 36
 
 
 def sign(name: str, size: tuple[int, int] = (64, 96), **options: object) -> str:
