@@ -7,7 +7,7 @@
 
 The first trains with medi3d's own loop and writes NAME.csv into --results: the mean Dice of the held-out cases over
 minutes of the processor, those of the whole process: start-up, reading, augmentation and validations counted. Its last
-rows are what the finished run's last weights reach in the scanner's own grid, without and with mirroring, by ``medi3d
+rows are what the last weights reach in the scanner's own grid, plain, mirrored, and turned too, by ``medi3d
 predict`` and ``medi3d evaluate``. The second scores the averaged predictions of such runs; its minutes are their sum.
 The third trains nnU-Net (``nnunet_curve.py``). The last draws all of it.
 """
@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -31,12 +32,16 @@ from medi3d.config import load_task
 from medi3d.data.splits import split_cases
 from medi3d.io.prepared import PreparedStore
 from medi3d.preprocess.dataset import prepare_dataset
-from medi3d.runs.folder import RunFolder
 from medi3d.train import train_task
 from medi3d.train.loop import TrainEvent
 
 DATA = Path(os.environ.get("MEDI3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "hippocampus"
 RESULTS = Path(__file__).parent / "training_level"
+COPIES = {  # what is averaged over at prediction: settings
+    "native": (),
+    "native, mirrored": ("infer.mirror=true",),
+    "native, mirrored and turned": ("infer.mirror=true", "infer.rotate_degrees=10"),
+}
 MARKS = {"nnU-Net's level after 1000 epochs": 0.895}
 
 
@@ -63,8 +68,7 @@ def train_medi3d(options: argparse.Namespace) -> None:
     if train_task(task, prepared=store, run=run, device="cpu", on_event=keep).stopped:
         sys.exit("stopped by a signal: no figure")
     minutes = round(time.process_time() / 60, 2)
-    for kind, mirror in (("native", False), ("native, mirrored", True)):
-        dice = measure_native([run], options.work / "predictions" / options.name, mirror=mirror)
+    for kind, dice in measure_native([run], options.work / "predictions" / options.name):
         rows.append({"cpu_minutes": minutes, "steps": rows[-1]["steps"], "dice": round(dice, 4), "kind": kind})
         print(rows[-1], flush=True)
     write_rows(rows, options.results / f"{options.name}.csv")
@@ -75,10 +79,9 @@ def average_runs(options: argparse.Namespace) -> None:
     ends = [read_rows(options.results / f"{name}.csv")[-1] for name in options.runs]
     minutes = round(sum(float(row["cpu_minutes"]) for row in ends), 2)
     rows: list[dict[str, object]] = []
-    for kind, mirror in (("native", False), ("native, mirrored", True)):
-        runs = [options.work / "runs" / name for name in options.runs]
-        dice = measure_native(runs, options.work / "predictions" / options.name, mirror=mirror)
-        steps = sum(int(row["steps"]) for row in ends)
+    steps = sum(int(row["steps"]) for row in ends)
+    runs = [options.work / "runs" / name for name in options.runs]
+    for kind, dice in measure_native(runs, options.work / "predictions" / options.name):
         rows.append({"cpu_minutes": minutes, "steps": steps, "dice": round(dice, 4), "kind": kind})
         print(rows[-1], flush=True)
     write_rows(rows, options.results / f"{options.name}.csv")
@@ -116,21 +119,17 @@ def train_nnunet(options: argparse.Namespace) -> None:
     )
 
 
-def measure_native(runs: list[Path], output: Path, *, mirror: bool) -> float:
-    """Predict the runs' held-out cases from their raw files, and return the mean Dice over cases and labels."""
-    configs = [RunFolder(run).config_file for run in runs]
-    texts = [config.read_text(encoding="utf-8") for config in configs]
-    for config, text in zip(configs, texts, strict=True):
-        config.write_text(text.replace("mirror: false", f"mirror: {str(mirror).lower()}"), encoding="utf-8")
+def measure_native(runs: list[Path], output: Path) -> Iterator[tuple[str, float]]:
+    """Predict the runs' held-out cases from their raw files; yield the mean Dice of each way to average over copies."""
     medi3d = [sys.executable, "-W", "ignore", "-m", "medi3d"]
     images = ["--input", str(DATA / "imagesTr"), "--output", str(output), "--out-of-fold", "--checkpoint", "last"]
     references = ["--predictions", str(output), "--references", str(DATA), "--only-predicted"]
-    subprocess.run([*medi3d, "predict", *map(str, runs), *images], check=True)
-    subprocess.run([*medi3d, "evaluate", "--task", "hippocampus", *references], check=True)
-    for config, text in zip(configs, texts, strict=True):
-        config.write_text(text, encoding="utf-8")
-    scores = json.loads((output / "evaluation" / "summary.json").read_text(encoding="utf-8"))["scores"]
-    return float(scores["all labels"]["dice"]["value"])
+    for kind, settings in COPIES.items():
+        changes = [part for setting in settings for part in ("--set", setting)]
+        subprocess.run([*medi3d, "predict", *map(str, runs), *images, *changes], check=True)
+        subprocess.run([*medi3d, "evaluate", "--task", "hippocampus", *references], check=True)
+        scores = json.loads((output / "evaluation" / "summary.json").read_text(encoding="utf-8"))["scores"]
+        yield kind, float(scores["all labels"]["dice"]["value"])
 
 
 def draw_figure(options: argparse.Namespace) -> None:
@@ -143,7 +142,7 @@ def draw_figure(options: argparse.Namespace) -> None:
         rows = read_rows(path)
         curve = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "held out"]
         (line,) = axes.plot([m for m, _ in curve], [d for _, d in curve], marker=".", label=path.stem)
-        ends = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] == "native, mirrored"]
+        ends = [(float(row["cpu_minutes"]), float(row["dice"])) for row in rows if row["kind"] in list(COPIES)[1:]]
         if ends:
             axes.plot(*zip(*ends, strict=True), marker="*", markersize=11, color=line.get_color(), linestyle="none")
     for name, level in MARKS.items():

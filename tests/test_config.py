@@ -174,6 +174,10 @@ def test_a_wrong_value_names_file_and_key(overrides: dict[str, object], message:
             merged(SEGMENTATION, infer={"mirror": True}, train={"augment": {"mirror_axes": []}}),
             "infer.mirror: name the axes",
         ),
+        (
+            merged(SEGMENTATION, infer={"rotate_degrees": 8}, preprocess={"spacing_mm": "native"}),
+            "infer.rotate_degrees: it needs one voxel size",
+        ),
         (merged(SEGMENTATION, preprocess={"window_hu": [400, -1000]}), "preprocess.window_hu: the lower end"),
         (merged(SEGMENTATION, model={"decoder_channels": []}), "model.decoder_channels: give one entry"),
     ],

@@ -210,6 +210,11 @@ _TRAIN: tuple[Check, ...] = (
         lambda task: task.infer.mirror and not task.train.augment.mirror_axes,
     ),
     (
+        "infer.rotate_degrees",
+        "it needs one voxel size; prepare with --spacing median or with millimetres",
+        lambda task: task.infer.rotate_degrees > 0 and task.preprocess.spacing_mm == "native",
+    ),
+    (
         "infer.postprocess",
         "it acts on label maps, which a classification task has none of; leave it out",
         lambda task: _is_classification(task) and bool(task.infer.postprocess),

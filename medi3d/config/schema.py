@@ -154,6 +154,8 @@ class InferConfig:
     window_batch: PositiveInt = 1
     mirror: bool = False
     """Average the predictions of all mirrored copies along ``train.augment.mirror_axes``."""
+    rotate_degrees: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Average also over copies turned by this angle to and fro about each axis, seven with the one that is not."""
     postprocess: tuple[PostprocessStep, ...] = ()
     """What is done to a label map on the scanner's grid, step after step; `medi3d postprocess` chooses it."""
     precision: Precision = "no"

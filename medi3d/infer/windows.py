@@ -7,25 +7,21 @@ their room is taken by the next, so that sums are held for about the depth of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain, combinations
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from medi3d.config import TaskConfig
+from medi3d.infer.copies import Network, predict_copies
 from medi3d.infer.layout import cut_window, leave_out_air, window_starts, window_weights
 from medi3d.infer.planes import Storage, planes_at_a_time, take_place
 from medi3d.infer.sums import WindowSums
 from medi3d.types import IntTriple
 
-_AXES = {"D": 2, "H": 3, "W": 4}
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-Network = Callable[[Tensor], Tensor]
-"""Windows ``(B, C, D, H, W)`` on the network's device → logits ``(B, K, D, H, W)``, or ``(B, K)`` of a classifier."""
 
 
 @torch.inference_mode()
@@ -43,7 +39,7 @@ def predict_logits(model: nn.Module, image: Tensor, task: TaskConfig) -> Tensor:
     """
     if task.kind == "classification":
         device = next(model.parameters()).device
-        return predict_mirrored(image[None].to(device), lambda x: run_network(model, x, task), task)[0].cpu()
+        return predict_copies(image[None].to(device), lambda x: run_network(model, x, task), task)[0].cpu()
     return _join(LogitStream(model, image, task, Storage()))
 
 
@@ -63,7 +59,7 @@ class LogitStream:
     Args:
         model: as :func:`medi3d.models.create_model` builds it, in evaluation mode, on the device to use.
         image: ``(C, D, H, W)`` float32, prepared; it may lie in host memory.
-        task: a segmentation task; gives window size, overlap, mirroring, precision, whether air is left out.
+        task: a segmentation task; gives window size, overlap, copies, precision, whether air is left out.
         storage: gives room for the sums.
         classify: whether the second head is asked, ``model.classify(x) -> (B, classes)``.
 
@@ -120,7 +116,7 @@ class LogitStream:
 
     def _predict(self, starts: Sequence[IntTriple]) -> Tensor:
         windows = torch.stack([cut_window(self._image, start, self._task.patch_size) for start in starts])
-        return predict_mirrored(windows.to(self._device), self._predict_windows, self._task)
+        return predict_copies(windows.to(self._device), self._predict_windows, self._task)
 
     def _predict_windows(self, windows: Tensor) -> Tensor:
         logits = label_logits(run_network(self._model, windows, self._task), self._task)
@@ -197,25 +193,6 @@ def label_logits(logits: Tensor, task: TaskConfig) -> Tensor:
         return logits
     holds = torch.tensor(task.region_matrix, dtype=logits.dtype, device=logits.device)
     return torch.einsum("kr,brdhw->bkdhw", holds, logits)
-
-
-def predict_mirrored(windows: Tensor, predict: Network, task: TaskConfig) -> Tensor:
-    """Return the mean of what is predicted for the mirrored copies that ``infer.mirror`` asks for, mirrored back."""
-    copies = mirrorings(task)
-    total: Tensor | None = None
-    for axes in copies:
-        logits = predict(torch.flip(windows, axes) if axes else windows)
-        logits = torch.flip(logits, axes) if axes and logits.ndim == windows.ndim else logits
-        total = logits if total is None else total + logits
-    assert total is not None
-    return total / len(copies) if len(copies) > 1 else total
-
-
-def mirrorings(task: TaskConfig) -> list[tuple[int, ...]]:
-    """Return every subset of the axes to flip, the empty one first."""
-    axes: Sequence[str] = task.train.augment.mirror_axes if task.infer.mirror else ()
-    dims = [_AXES[axis] for axis in axes]
-    return list(chain.from_iterable(combinations(dims, count) for count in range(len(dims) + 1)))
 
 
 def run_network(model: Network, windows: Tensor, task: TaskConfig) -> Tensor:

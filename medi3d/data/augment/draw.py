@@ -43,8 +43,8 @@ class Warp:
 
     matrix: Array
     shift: Array
-    knots: Array | None
-    knot_voxels: float
+    knots: Array | None = None
+    knot_voxels: float = 0.0
 
     def source_box(self, size: IntTriple) -> tuple[Array, Array]:
         """Return first and last voxel ``(3,)`` of the box that interpolation reads, from the patch's first voxel."""
@@ -116,11 +116,10 @@ def draw_spatial(
     if not moves or chosen >= config.spatial_probability:
         return SpatialChange(None, flips)
     free = ~is_thick(spacing_mm)
-    angles = np.deg2rad(config.rotate_degrees) * drawn[0] * _may_turn(free)
+    angles = config.rotate_degrees * drawn[0] * may_turn(spacing_mm)
     scale = (1 + config.scale) ** ((2 * common + drawn[1]) / 3 * free)
     shift = config.translate * np.array(size) * drawn[2]
-    spacing = np.array(spacing_mm)
-    matrix = _rotation(angles) * scale * spacing / spacing[:, None]
+    matrix = rotation(angles, spacing_mm, scale=scale)
     matrix[:, list(flips)] *= -1
     knots, distance = _draw_knots(config.elastic, size, free, rng)
     return SpatialChange(Warp(matrix, np.where(free, shift, np.round(shift)), knots, distance), ())
@@ -165,21 +164,30 @@ def is_thick(spacing_mm: FloatTriple) -> Array:
     return np.asarray(spacing >= _THICK * spacing.min())
 
 
-def _may_turn(free: Array) -> Array:
-    """Return which axes may be turned about: those whose two other axes may both be interpolated along."""
+def may_turn(spacing_mm: FloatTriple) -> Array:
+    """Tell which axes ``(3,)`` may be turned about: those whose two other axes may both be interpolated along."""
+    free = ~is_thick(spacing_mm)
     return np.array([free[1] and free[2], free[0] and free[2], free[0] and free[1]])
 
 
-def _rotation(angles: Array) -> Array:
-    """Return the product of the rotations about D, H and W, ``(3, 3)``, angles in radians."""
+def rotation(degrees: Array, spacing_mm: FloatTriple, *, scale: Array | float = 1.0) -> Array:
+    """Return a :class:`Warp`'s matrix ``(3, 3)``: rotations in space about D, H and W, whatever the voxels' shape.
+
+    Args:
+        degrees: ``(3,)``.
+        spacing_mm: of the voxels, ``(D, H, W)``.
+        scale: what is shown of space, over the patch's own size; ``(3,)`` or one for all axes.
+    """
     matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
+    for axis, angle in enumerate(np.deg2rad(degrees)):
         i, j = (other for other in range(3) if other != axis)
         turn = np.eye(3)
         turn[i, i] = turn[j, j] = np.cos(angle)
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         matrix = matrix @ turn
-    return matrix
+    spacing = np.array(spacing_mm)
+    turned: Array = matrix * scale * spacing / spacing[:, None]
+    return turned
 
 
 def _draw_knots(largest: float, size: IntTriple, free: Array, rng: np.random.Generator) -> tuple[Array | None, float]:
