@@ -48,6 +48,8 @@ def score_shape(names: list[str], features: Array, truth: Array, folds: list[Pat
         train, held_out = np.isin(names, split.train), np.isin(names, split.validation)
         model = make_pipeline(StandardScaler(), LogisticRegression()).fit(features[train], truth[train])
         scores[held_out] = model.predict_proba(features[held_out])[:, 1]
+    if lost := int(np.isnan(scores).sum()):
+        sys.exit(f"{lost} nodules were held out by none of {len(folds)} runs, fold* beside the predictions' folder")
     return scores
 
 

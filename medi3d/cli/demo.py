@@ -12,7 +12,7 @@ from medi3d.cli.evaluate import evaluate
 from medi3d.cli.predict import predict
 from medi3d.cli.preprocess import preprocess
 from medi3d.cli.train import resolve_task, train_fold
-from medi3d.config import load_task
+from medi3d.config import ModelConfig, load_task
 from medi3d.errors import InputError
 
 
@@ -20,7 +20,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     cases: Annotated[int, typer.Option(min=5, help="Training cases.")] = 16,
     budget: Annotated[str, typer.Option(help="Wall-clock budget of the training.")] = "2m",
-    init: Annotated[str, typer.Option(help="Initialisation of the encoder.")] = "imagenet-inflated",
+    init: Annotated[str, typer.Option(help="Initialisation of the encoder.")] = ModelConfig.init,
     seed: Annotated[int, typer.Option(help="Draws the phantoms and the training.")] = 0,
 ) -> None:
     """Run everything on a small synthetic chest phantom, in minutes on a CPU."""

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from medi3d.config import ModelConfig
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,7 +36,7 @@ def inspect(
     name: Annotated[str, typer.Argument(help="Backbone, as `medi3d models` lists it.")],
     init: Annotated[
         str, typer.Option(help="How its weights are inflated: mean, center, overshoot (or imagenet-…), or random.")
-    ] = "imagenet-inflated",
+    ] = ModelConfig.init,
     weights: Annotated[Path | None, typer.Option(help="File with the backbone's 2D weights.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Inflate random 2D weights, where no pretrained ones can be had.")

@@ -31,7 +31,7 @@ Task = Annotated[str | None, typer.Option(help="Built-in task or path of a YAML 
 Init = Annotated[
     str | None,
     typer.Option(
-        help="imagenet-inflated, imagenet-center, imagenet-overshoot, random; a checkpoint or exported encoder; or a "
+        help="imagenet-center, imagenet-inflated, imagenet-overshoot, random; a checkpoint or exported encoder; or a "
         "published 3D network, which is then the backbone: astra, medicalnet:resnet50@FILE.",
         rich_help_panel=_TASK,
     ),

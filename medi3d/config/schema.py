@@ -109,8 +109,8 @@ class ModelConfig:
     """``inflated`` (the backbone with a U-Net decoder, or with a classifier's head), or one of MONAI's networks,
     ``monai/basic_unet`` or ``monai/dynunet``, from scratch, for comparison."""
     backbone: str = _DEFAULT_BACKBONE
-    init: str = "imagenet-inflated"
-    """``imagenet-inflated``, ``imagenet-center``, ``imagenet-overshoot``, ``random``, the path of a checkpoint, or a
+    init: str = "imagenet-center"
+    """``imagenet-center``, ``imagenet-inflated``, ``imagenet-overshoot``, ``random``, the path of a checkpoint, or a
     published 3D network with the file of its weights, ``medicalnet:resnet50@FILE``, which is then the backbone too."""
     allow_partial_init: bool = False
     """Take what fits of a 3D checkpoint that does not fit as a whole."""

@@ -51,9 +51,9 @@ def create_encoder(
             folder or ``user/name`` on the Hugging Face hub, whose card says all the rest.
         in_channels: channels of the volumes. Three are taken as RGB; of any other number each gets an equal share of
             the grey response, so that equal channels answer as the 2D network on the RGB copy.
-        init: ``imagenet-inflated`` (I3D's mean), ``imagenet-center``, ``imagenet-overshoot``, ``random``, the path
+        init: ``imagenet-center``, ``imagenet-inflated`` (I3D's mean), ``imagenet-overshoot``, ``random``, the path
             of a medi3d checkpoint whose encoder is taken, an exported encoder, or a 3D network's name as above.
-            ``None`` takes what goes with the name: ``imagenet-inflated``, or the 3D network's own weights.
+            ``None`` takes what goes with the name: ``imagenet-center``, or the 3D network's own weights.
         weights: a file with the backbone's 2D weights; else an installed weights package, else the library's hub or
             its cache.
         input_scale: ``"unit"`` for intensities in [0, 1] (CT windows), ``"zscore"`` for zero mean, unit deviation

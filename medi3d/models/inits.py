@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from medi3d.config.schema import FAMILIES_3D
+from medi3d.config.schema import FAMILIES_3D, ModelConfig
 from medi3d.errors import ConfigError
 from medi3d.models.volumetric.networks import NETWORKS_3D
 from medi3d.registry import unknown_name_message
@@ -19,7 +19,8 @@ INITS: dict[str, str | None] = {
 }
 """Initialisation → depth profile of the ImageNet weights; ``None`` draws random ones."""
 
-DEFAULT_INIT = "imagenet-inflated"
+DEFAULT_INIT = ModelConfig.init
+"""Measured, see docs/comparisons.md."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from medi3d.inflation.verify import randomize_statistics
 from medi3d.models.backbone import Backbone, try_run
 from medi3d.models.creation import create_encoder
 from medi3d.models.encoder import Encoder, inflate_backbone
-from medi3d.models.inits import INITS
+from medi3d.models.inits import DEFAULT_INIT, INITS
 from medi3d.models.matching import MatchReport
 from medi3d.models.shared import is_shared
 from medi3d.models.volumetric.networks import NETWORKS_3D
@@ -64,7 +64,7 @@ class Inspection:
 def inspect_encoder(
     name: str,
     *,
-    init: str = "imagenet-inflated",
+    init: str = DEFAULT_INIT,
     in_channels: int = 1,
     weights: PathLike | None = None,
     random_weights: bool = False,

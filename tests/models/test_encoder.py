@@ -99,7 +99,7 @@ def test_every_imagenet_init_is_exact_with_the_real_weights(init: str) -> None:
 
 def test_zeros_beyond_the_ends_are_not_exact() -> None:
     slices = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    encoder = create_encoder(LITE0, stages=2, depth_padding="zeros").eval()
+    encoder = create_encoder(LITE0, stages=2, init="imagenet-inflated", depth_padding="zeros").eval()
     with torch.inference_mode():
         first = encoder(slices[:, :, None].expand(-1, -1, 8, -1, -1))[0]
     assert (first[:, :, 0] - first[:, :, 2]).abs().max() > 1e-2 * first.abs().max()
@@ -150,9 +150,10 @@ def test_any_size_is_taken(shape: tuple[int, int, int]) -> None:
         assert feature.shape[2:] == tuple(-(-n // s) for n, s in zip(shape, stride, strict=True))
 
 
-def test_a_slice_reaches_other_depths() -> None:
+@pytest.mark.parametrize("init", ["imagenet-inflated", "imagenet-overshoot"])
+def test_a_slice_reaches_other_depths(init: str) -> None:
     torch.manual_seed(0)
-    encoder = create_encoder(LITE0, stages=2, stem_stride=1).eval()
+    encoder = create_encoder(LITE0, stages=2, stem_stride=1, init=init).eval()
     volume = torch.rand(1, 1, 8, 24, 20)
     changed = volume.clone()
     changed[:, :, 3] += 1
