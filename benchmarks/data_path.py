@@ -153,6 +153,7 @@ def measure_waiting(task: TaskConfig, store: Path, steps: int) -> None:
     task = plan_task(task, PreparedStore(store)).task
     keep_freed_memory()  # as training does
     torch.manual_seed(0)
+    patches = 0.0
     model, loss = create_model(task).train(), create_loss(task)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     augmenter = ClockedAugmenter(config.augment, patch_size=task.patch_size, seed=0)
