@@ -48,7 +48,8 @@ def train_variants(options: argparse.Namespace) -> None:
     path = options.results / f"{options.task}-{options.cases or 'all'}.csv"
     rows = read_rows(path)
     for seed in range(options.seeds):
-        for name, changes in VARIANTS.items():
+        for name in options.variants:
+            changes = VARIANTS[name]
             if (name, str(seed)) in {(row["variant"], row["seed"]) for row in rows}:
                 continue
             task = load_task(options.task, overrides=base | changes | {"train.seed": seed})
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--set", nargs="*", default=[], help="section.key=value, for all variants")
     parser.add_argument("--results", type=Path, default=RESULTS)
     torch.set_num_threads(1)
