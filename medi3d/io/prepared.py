@@ -249,8 +249,9 @@ def finish(
 
 
 def stored_case_ids(store: Path) -> list[str]:
-    """List the cases that lie in a store's folder, whether they belong to its data set or not."""
-    return sorted(path.parent.name for path in (store / _CASES).glob(f"*/{_CASE}"))
+    """List the whole cases that lie in a store's folder, whether they belong to its data set or not."""
+    names = (path.parent.name for path in (store / _CASES).glob(f"*/{_CASE}"))
+    return sorted(name for name in names if not name.startswith(atomic.TEMPORARY_PREFIX))
 
 
 def write_case(case: PreparedCase, image: Slabs, label: Slabs | None, *, ignore_label: int | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,15 @@ def draw_study(
 
     Args:
         arms: arm → its line.
-        curves: panel title → curves; an arm's line is the mean over its seeds, those of single seeds are faint.
+        curves: panel title → curves; an arm's line is the mean over its seeds, those of single seeds are faint. Curves
+            of one point are no curves: there is no panel of them.
         path: of the figure; its suffix tells the format.
         metric: title of the scores' axis.
         title: of the figure.
     """
     from matplotlib.figure import Figure
 
+    curves = {name: of_arm for name, of_arm in curves.items() if any(len(seed) > 1 for seed in chain(*of_arm.values()))}
     figure = Figure(figsize=(4.6 * (1 + len(curves)), 4.2), layout="constrained")
     panels = figure.subplots(1, 1 + len(curves), squeeze=False)[0]
     colors = {arm: f"C{number}" for number, arm in enumerate(arms)}

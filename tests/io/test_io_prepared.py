@@ -163,6 +163,14 @@ def test_store_lists_its_cases_sorted_and_no_others(tmp_path: Path) -> None:
     assert prepared.stored_case_ids(tmp_path) == ["a", "b", "c"]
 
 
+def test_a_case_that_a_killed_process_had_not_yet_named_is_none(tmp_path: Path) -> None:
+    with prepared.open_for_writing(tmp_path, {}):
+        write_case(*make(tmp_path, "a"))
+        write_case(*make(tmp_path, "b"))
+    (tmp_path / "cases" / "b").rename(tmp_path / "cases" / ".tmp-b")
+    assert prepared.stored_case_ids(tmp_path) == ["a"]
+
+
 def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished prepared data here; run `medi3d preprocess`"):
         PreparedStore(tmp_path)
