@@ -112,11 +112,18 @@ def prepare_dataset(
     task = resolve(task, raw.cases, lambda function, cases: _survey(function, cases, needs, pool))
     settings = settings_hash(task)
     spill = Path(scratch or store)
-    jobs = [
-        Job(case, task, settings, store, overwrite, spill if needs[case.case_id] > budget.case_bytes else None)
-        for case in raw.cases
-    ]
     with one_thread(), prepared.open_for_writing(store, task_values(task)):
+        jobs = [
+            Job(
+                case,
+                task,
+                settings,
+                store,
+                stored=None if overwrite else prepared.stored_hash(prepared.case_folder(store, case.case_id)),
+                scratch=spill if needs[case.case_id] > budget.case_bytes else None,
+            )
+            for case in raw.cases
+        ]
         outcomes = _prepare_all([Piece(job, needs[job.raw.case_id]) for job in jobs], pool, on_progress)
         usable = [outcome.case_id for outcome in outcomes if outcome.problem is None]
         failed = [CaseProblem(outcome.case_id, outcome.problem) for outcome in outcomes if outcome.problem is not None]

@@ -247,6 +247,24 @@ def test_the_case_that_kills_its_worker_is_named_and_the_others_go_on(
     assert sorted(path.name for path in (store / "cases").iterdir()) == ["a", "c"]
 
 
+def test_a_case_is_new_though_its_process_was_killed_when_it_had_just_been_written(
+    raw: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, died = prepared.write_case, tmp_path / "died"
+
+    def write_and_die(case: prepared.PreparedCase, *args: object, **settings: object) -> None:
+        write(case, *args, **settings)  # type: ignore[arg-type]
+        if case.case_id == "c" and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(executors, "start_method", lambda: "fork")
+    monkeypatch.setattr(prepared, "write_case", write_and_die)
+    summary = prepare_dataset(raw, TASK, store, workers=2)
+    assert died.exists()
+    assert (summary.prepared, summary.skipped, summary.problems) == (("a", "b", "c"), (), ())
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_cases_beyond_the_memory_budget_are_mapped_from_disk_and_come_out_the_same(
     raw: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int

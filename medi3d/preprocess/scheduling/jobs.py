@@ -35,7 +35,9 @@ class Job:
         task: the task, with nothing left to be measured.
         settings: see :func:`settings_hash`.
         store: folder of the prepared store.
-        overwrite: prepare it even where it is unchanged.
+        stored: content hash of the case as the run found it in the store; ``None`` where there is none, or where it
+            shall be prepared whatever is there. What a run has written itself is not unchanged, though a case is tried
+            again where the process that had just written it was killed with another's.
         scratch: folder for voxels that shall not be held in memory.
     """
 
@@ -43,7 +45,7 @@ class Job:
     task: TaskConfig
     settings: str
     store: Path
-    overwrite: bool = False
+    stored: str | None = None
     scratch: Path | None = None
 
 
@@ -105,7 +107,7 @@ def _prepare_and_write(job: Job) -> bool:
     raw = job.raw
     folder = prepared.case_folder(job.store, raw.case_id)
     digest = content_hash(raw, job.settings)
-    if not job.overwrite and prepared.stored_hash(folder) == digest:
+    if job.stored == digest:
         return False
     with _scratch_folder(job.scratch) as scratch:
         opened = open_case(raw, job.task, scratch=scratch)
