@@ -16,6 +16,9 @@ SLICEWISE = "slicewise"
 INITS = ("random", "imagenet-inflated", "imagenet-center", "imagenet-overshoot", SLICEWISE)
 """The arms of a comparison unless others are named."""
 
+ARM_KEYS = ("model.init", "train.seed", "train.cases")
+"""What cells differ in; ``model.depth_plan`` too in the arm :data:`SLICEWISE`."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medi3d.config import PLANNED_KEYS, TaskConfig, dump_task
+from medi3d.config import PLANNED_KEYS, TaskConfig, dump_task, flatten_keys, parse_task
 from medi3d.errors import ConfigError, InputError
 from medi3d.evaluate import ALL_LABELS, Evaluation
 from medi3d.io import atomic
 from medi3d.runs.folder import RunFolder
-from medi3d.study.design import Cell, StudyDesign
+from medi3d.study.design import ARM_KEYS, Cell, StudyDesign
 from medi3d.study.out_of_fold import score_held_out
 from medi3d.train import train_task
 from medi3d.train.events import TrainEvent
@@ -79,16 +79,21 @@ class Study:
         Raises:
             ConfigError: the folder is of another task or other settings; inits, fractions and seeds may be added.
         """
-        task = json.loads(json.dumps(dump_task(design.task)))
         if self.design_file.is_file():
-            kept = json.loads(self.design_file.read_text(encoding="utf-8"))["task"]
-            differing = [key for key in sorted({*kept, *task}) if kept.get(key) != task.get(key)]
+            kept = parse_task(json.loads(self.design_file.read_text(encoding="utf-8"))["task"], where=str(self.folder))
+            before, now = _shared_settings(kept), _shared_settings(design.task)
+            differing = [key for key in now if before[key] != now[key]]
             if differing:
                 raise ConfigError(
                     f"{self.folder}: a comparison with other settings ({', '.join(differing)}); give another --name"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"task": task, "inits": design.inits, "fractions": design.fractions, "seeds": design.seeds}
+        content = {
+            "task": dump_task(design.task),
+            "inits": design.inits,
+            "fractions": design.fractions,
+            "seeds": design.seeds,
+        }
         atomic.write_bytes(self.design_file, json.dumps(content, indent=1).encode())
 
     def read_plan(self) -> dict[str, Any]:
@@ -183,6 +188,11 @@ def run_study(
     if results:
         study.write_tables(results)
     return results
+
+
+def _shared_settings(task: TaskConfig) -> dict[str, object]:
+    """Return what all cells have in common, dotted key → value."""
+    return {key: value for key, value in flatten_keys(dump_task(task), where=task.name).items() if key not in ARM_KEYS}
 
 
 def _run_cell(

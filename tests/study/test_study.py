@@ -101,8 +101,13 @@ def test_another_setting_is_another_comparison(design: StudyDesign, tmp_path: Pa
     study.begin(design)
     study.begin(replace(design, seeds=3, fractions=(2, 4, None)))  # more of the same
     other = replace(design.task, train=replace(design.task.train, steps=3))
-    with pytest.raises(ConfigError, match=r"other settings \(train\); give another --name"):
+    with pytest.raises(ConfigError, match=r"other settings \(train.steps\); give another --name"):
         study.begin(replace(design, task=other))
+    study.begin(replace(design, task=replace(design.task, model=replace(design.task.model, init="random"))))
+    kept = json.loads(study.design_file.read_text())
+    del kept["task"]["infer"]["rotate_degrees"]  # as a file from before there was this key
+    study.design_file.write_text(json.dumps(kept))
+    study.begin(replace(design, seeds=3))
     assert study.read_plan()["train.steps"] == 2
     assert json.loads(study.design_file.read_text())["seeds"] == 3
 
