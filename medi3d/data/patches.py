@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from medi3d.config import AugmentConfig, TaskConfig
 from medi3d.data.augment.draw import draw_spatial
+from medi3d.data.case_cache import CaseCache
 from medi3d.data.sampling import CaseSampling, PatchSampler
 from medi3d.errors import InputError
 from medi3d.io.prepared import PreparedCase
@@ -64,6 +65,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
             seed=seed,
         )
         self.patch_size, self.seed, self.augment = patch_size, seed, augment
+        self._arrays = CaseCache()
 
     @classmethod
     def of_task(cls, task: TaskConfig, cases: Sequence[PreparedCase]) -> PatchDataset:
@@ -100,8 +102,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"number": number, "case_id": case.case_id, "offset": offset}
         sample["spacing_mm"] = case.record.prepared.spacing_mm
         try:
-            sample["image"] = torch.from_numpy(read_patch(case.image(), start, size))
-            label = case.label()
+            sample["image"] = torch.from_numpy(read_patch(self._arrays.image(case), start, size))
+            label = self._arrays.label(case)
             if label is not None:
                 sample["label"] = torch.from_numpy(read_patch(label, start, size)[0])
         except (OSError, RuntimeError, ValueError) as error:
@@ -140,14 +142,14 @@ def read_patch(array: Any, start: IntTriple, size: IntTriple) -> Array:
         size: ``(D, H, W)``.
 
     Returns:
-        ``(C, *size)`` of the array's dtype.
+        ``(C, *size)`` of the array's dtype, in memory of its own.
     """
     shape = array.shape[1:]
     low = [max(s, 0) for s in start]
     high = [min(s + n, limit) for s, n, limit in zip(start, size, shape, strict=True)]
     inner = np.asarray(array[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))])
     if inner.shape[1:] == tuple(size):
-        return inner
+        return inner.copy() if isinstance(array, np.ndarray) else inner
     patch = np.zeros((array.shape[0], *size), dtype=inner.dtype)
     box = tuple(slice(a - s, b - s) for s, a, b in zip(start, low, high, strict=True))
     patch[(slice(None), *box)] = inner
