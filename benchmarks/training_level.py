@@ -1,7 +1,8 @@
 """How well networks segment after so many minutes of one CPU thread: hippocampus, the same 160 and 40 cases for all.
 
-    python benchmarks/training_level.py medi3d NAME --steps 6000 [--cases 16] [--set model.network=monai/dynunet ...]
+    python benchmarks/training_level.py medi3d NAME --steps 6000 [--cases 16] [--fold 1] [--set train.seed=1 ...]
     python benchmarks/training_level.py average NAME --runs ONE TWO …
+    python benchmarks/training_level.py folds NAME --runs ONE TWO …
     python benchmarks/training_level.py nnunet --peers PYTHON --minutes 30
     python benchmarks/training_level.py figure
 
@@ -9,7 +10,8 @@ The first trains with medi3d's own loop and writes NAME.csv into --results: the 
 minutes of the processor, those of the whole process: start-up, reading, augmentation and validations counted. Its last
 rows are what the last weights reach in the scanner's own grid, plain, mirrored, and turned too, by ``medi3d
 predict`` and ``medi3d evaluate``. The second scores the averaged predictions of such runs; its minutes are their sum.
-The third trains nnU-Net (``nnunet_curve.py``). The last draws all of it.
+The third scores every case by the run of the fold that held it out; its minutes are those of a run, in the mean. The
+fourth trains nnU-Net (``nnunet_curve.py``). The last draws all of it.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def train_medi3d(options: argparse.Namespace) -> None:
 
     run = options.work / "runs" / options.name
     store = _prepare(options.work)
-    if train_task(task, prepared=store, run=run, device="cpu", on_event=keep).stopped:
+    if train_task(task, prepared=store, run=run, fold=options.fold, device="cpu", on_event=keep).stopped:
         sys.exit("stopped by a signal: no figure")
     minutes = round(time.process_time() / 60, 2)
     for kind, dice in measure_native([run], options.work / "predictions" / options.name):
@@ -74,12 +76,13 @@ def train_medi3d(options: argparse.Namespace) -> None:
     write_rows(rows, options.results / f"{options.name}.csv")
 
 
-def average_runs(options: argparse.Namespace) -> None:
-    """Score the mean of several runs' predictions on the cases that all of them held out."""
+def score_together(options: argparse.Namespace) -> None:
+    """Score several runs together: each case by the mean of the runs that held it out."""
     ends = [read_rows(options.results / f"{name}.csv")[-1] for name in options.runs]
-    minutes = round(sum(float(row["cpu_minutes"]) for row in ends), 2)
+    networks = 1 if options.folds else len(ends)  # that predict a case
+    minutes = round(sum(float(row["cpu_minutes"]) for row in ends) * networks / len(ends), 2)
     rows: list[dict[str, object]] = []
-    steps = sum(int(row["steps"]) for row in ends)
+    steps = sum(int(row["steps"]) for row in ends) * networks // len(ends)
     runs = [options.work / "runs" / name for name in options.runs]
     for kind, dice in measure_native(runs, options.work / "predictions" / options.name):
         rows.append({"cpu_minutes": minutes, "steps": steps, "dice": round(dice, 4), "kind": kind})
@@ -167,12 +170,14 @@ def main() -> None:
     ours.add_argument("name")
     ours.add_argument("--steps", type=int, required=True)
     ours.add_argument("--cases", type=int)
+    ours.add_argument("--fold", type=int, default=0)
     ours.add_argument("--set", nargs="*", default=[], help="section.key=value, as medi3d train takes them")
     ours.set_defaults(run=train_medi3d)
-    average = commands.add_parser("average")
-    average.add_argument("name")
-    average.add_argument("--runs", nargs="+", required=True, help="names of runs that were trained before")
-    average.set_defaults(run=average_runs)
+    for command in ("average", "folds"):
+        together = commands.add_parser(command)
+        together.add_argument("name")
+        together.add_argument("--runs", nargs="+", required=True, help="names of runs that were trained before")
+        together.set_defaults(run=score_together, folds=command == "folds")
     peer = commands.add_parser("nnunet")
     peer.add_argument("--peers", type=Path, required=True, help="interpreter that has nnunetv2")
     peer.add_argument("--minutes", type=float, default=30)
