@@ -106,18 +106,19 @@ class Life:
     def __init__(self, arguments: Sequence[str]) -> None:
         reader, writer = os.pipe()
         self.started = time.monotonic()
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the life
+        self.errors = ""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the life
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, "--report", str(writer), *arguments],
             pass_fds=(writer,),
             stdout=subprocess.DEVNULL,
-            stderr=self.errors,
+            stderr=self._errors,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
         os.close(writer)
         os.set_blocking(reader, False)
-        self._reader = reader
+        self._reader: int | None = reader
         self.told = b""
         self.moments: list[float] = []
 
@@ -140,12 +141,18 @@ class Life:
         return self.told.count(letter) >= count
 
     def end(self, number: signal.Signals | None = None) -> int:
-        """Send a signal, if any, and wait for the end; return the exit code."""
+        """Send a signal, if any, and wait for the end; return the exit code, and keep what was printed as errors."""
         if number is not None and self.process.poll() is None:
             os.kill(self.process.pid, number)
         while self.process.poll() is None:
             self._wait()
         self._listen()
+        if self._reader is not None:
+            os.close(self._reader)
+            self._reader = None
+            self._errors.seek(0)
+            self.errors = self._errors.read().decode(errors="replace").strip()
+            self._errors.close()
         return int(self.process.returncode)
 
     def count_orphans(self) -> int:
@@ -158,11 +165,6 @@ class Life:
             time.sleep(0.1)
         return 0
 
-    def read_errors(self) -> str:
-        """Return what the process has printed on standard error."""
-        self.errors.seek(0)
-        return self.errors.read().decode(errors="replace").strip()
-
     def _wait(self) -> None:
         self._listen()
         time.sleep(0.0005)
@@ -170,6 +172,8 @@ class Life:
             self.process.kill()
 
     def _listen(self) -> None:
+        if self._reader is None:
+            return
         try:
             new = os.read(self._reader, 1 << 16)
         except BlockingIOError:
@@ -266,7 +270,7 @@ class KillTest:
         life = self.start(self.whole)
         code = life.end()
         if code:
-            raise SystemExit(f"the undisturbed run failed ({code}): {life.read_errors()}")
+            raise SystemExit(f"the undisturbed run failed ({code}): {life.errors}")
         self.durations = _measure(life)
 
     def folder(self, name: str, output: Path | None = None) -> Path:
@@ -289,8 +293,8 @@ class KillTest:
         life = self.start(run)
         code = life.end()
         if code:
-            raise SystemExit(f"{run}: could not be finished ({code}): {life.read_errors()}")
-        return life.read_errors()
+            raise SystemExit(f"{run}: could not be finished ({code}): {life.errors}")
+        return life.errors
 
     def kill(self, kills: int) -> tuple[list[dict[str, Any]], list[str]]:
         """Kill runs so many times; return a row for each kill, and the differences in the end."""
@@ -326,6 +330,7 @@ class KillTest:
             "writing": (_WRITE, int(self.rng.integers(1, 3)), times.writing),
         }[aim]
         if not life.wait_for(letter, count):
+            life.end()
             return None
         time.sleep(self.rng.uniform(0, within))
         if life.end(signal.SIGKILL) == 0:
@@ -349,8 +354,8 @@ class KillTest:
         row = {"signal": number.name, "exit code": code, "ended after s": f"{time.monotonic() - asked:.2f}"}
         row |= {"steps done": life.steps, "steps saved": read_step(run)}
         print_row(row)
-        if read_step(run) != life.steps or "Traceback" in life.read_errors():
-            raise SystemExit(f"{number.name}: a step was lost, or the run failed: {life.read_errors()}")
+        if read_step(run) != life.steps or "Traceback" in life.errors:
+            raise SystemExit(f"{number.name}: a step was lost, or the run failed: {life.errors}")
         return run, row
 
 
@@ -406,9 +411,9 @@ def fill_disk(test: KillTest) -> list[str]:
             except OSError:
                 pass
         code = life.end()
-        print(f"full disk: exit code {code}, saved {read_step(run)} of {life.steps} steps\n  {life.read_errors()}")
-        if code != 1 or "Traceback" in life.read_errors():
-            return [f"a full disk ended the run with {code}: {life.read_errors()}"]
+        print(f"full disk: exit code {code}, saved {read_step(run)} of {life.steps} steps\n  {life.errors}")
+        if code != 1 or "Traceback" in life.errors:
+            return [f"a full disk ended the run with {code}: {life.errors}"]
         (disk / "filler").unlink()
         test.finish(run)
         return [f"full disk: {line}" for line in find_differences(test.whole, run)]
