@@ -48,7 +48,7 @@ class CaseCache:
         if key in self._kept:
             return self._kept[key]
         array = stored()
-        size = 0 if array is None else int(np.prod(array.shape)) * array.dtype.itemsize
+        size = 0 if array is None else array.nbytes
         if size > min(self._largest_bytes, self._room_bytes):
             return array
         self._room_bytes -= size

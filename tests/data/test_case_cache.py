@@ -6,32 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from medi3d.config import load_task
 from medi3d.data.case_cache import CaseCache
 from medi3d.data.patches import PatchDataset
+from medi3d.data.phantom_store import write_prepared_phantom
 from medi3d.errors import InputError
-from medi3d.io.prepared import ArraySlabs, PreparedCase, read_case, write_case
-from medi3d.io.record import Record
-from medi3d.volume import Volume
+from medi3d.io.prepared import PreparedCase
 
-SHAPE = (6, 8, 10)
-BYTES = 4 * 6 * 8 * 10
+SHAPE = (8, 12, 10)
+BYTES = 4 * 8 * 12 * 10
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> PreparedCase:
-    return store_case(tmp_path, "a")
+def cases(tmp_path: Path) -> list[PreparedCase]:
+    return write_prepared_phantom(tmp_path, load_task("hippocampus"), cases=3, shapes=(SHAPE,))
 
 
-def store_case(folder: Path, name: str) -> PreparedCase:
-    rng = np.random.default_rng(len(name))
-    image = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), np.eye(4))
-    label = rng.integers(0, 3, (1, *SHAPE)).astype(np.uint8)
-    write_case(
-        PreparedCase(folder / name, name, name, None, Record(image.grid, image.grid), "", {}),
-        ArraySlabs(image.array),
-        ArraySlabs(label),
-    )
-    return read_case(folder / name)
+@pytest.fixture
+def case(cases: list[PreparedCase]) -> PreparedCase:
+    return cases[0]
 
 
 def remove_arrays(case: PreparedCase) -> None:
@@ -58,8 +51,8 @@ def test_a_large_case_stays_on_disk(case: PreparedCase) -> None:
         cache.image(case)
 
 
-def test_what_is_kept_stays_and_what_has_no_room_is_read(tmp_path: Path) -> None:
-    cache, cases = CaseCache(room_bytes=2 * BYTES), [store_case(tmp_path, name) for name in ("a", "bb", "ccc")]
+def test_what_is_kept_stays_and_what_has_no_room_is_read(cases: list[PreparedCase]) -> None:
+    cache = CaseCache(room_bytes=2 * BYTES)
     assert [isinstance(cache.image(case), np.ndarray) for case in cases * 2] == [True, True, False] * 2
 
 
